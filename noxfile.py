@@ -1,0 +1,92 @@
+"""
+The checks of memable, one session each. Plain ``nox`` runs all that a change must pass.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.sessions = ["lint", "typing", "tests", "property", "docs"]
+# Tests run on those supported versions of Python that are installed; none is downloaded.
+nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
+
+SUPPORTED_PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
+#: memable with all its extras.
+PACKAGE = ".[cli,pydantic]"
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """
+    Check format and style with ruff.
+    """
+    session.install("--group", "lint")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """
+    Check types with mypy and pyright, and that the public interface is typed completely.
+    """
+    session.install(PACKAGE, "--group", "typing")
+    session.run("mypy", "src", "tests/typing_api.py", "noxfile.py")
+    # Without this pyright asks over the network whether there is a newer one.
+    quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    session.run("pyright", env=quiet)
+    session.run("pyright", "--verifytypes", "memable", "--ignoreexternal", env=quiet)
+
+
+@nox.session(python=SUPPORTED_PYTHONS)
+def tests(session: nox.Session) -> None:
+    """
+    Run the tests and measure their coverage, child processes included.
+    """
+    session.install(PACKAGE, "--group", "test")
+    environment = {"COVERAGE_FILE": f".coverage.{session.python}"}
+    session.run("coverage", "erase", env=environment)
+    # What is ignored here has sessions of its own.
+    ignored = ("--ignore=tests/property", "--ignore=tests/test_docs.py")
+    session.run("coverage", "run", "-m", "pytest", "tests", *ignored, *session.posargs, env=environment)
+    if not session.posargs:
+        session.notify("coverage")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """
+    Report what the tests covered on all versions of Python together. The session ``tests`` starts it.
+    """
+    session.install("--group", "test")
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
+
+
+@nox.session(name="property")
+def property_tests(session: nox.Session) -> None:
+    """
+    Run the property-based tests.
+    """
+    session.install(PACKAGE, "--group", "test")
+    session.run("pytest", "tests/property", "--hypothesis-profile=ci", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """
+    Run every example in the documentation, and check the commands and files it names.
+    """
+    session.install(PACKAGE, "--group", "test")
+    session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """
+    Print how fast memable is, as ratios to a bare loop of write and sync.
+    """
+    session.install(".")
+    session.run("python", "benchmarks/run.py", *session.posargs)
