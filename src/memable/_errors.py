@@ -1,0 +1,629 @@
+"""
+Every exception of memable: facts as attributes, the text made from them.
+
+Rules: one base class; no exception holds an engine, a run or a user's object that cannot be pickled; each text says
+what happened, to which workflow, instance and key, and what to do next. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from ._error_info import ErrorInfo
+
+
+def _restore(cls: type[MemableError], args: tuple[Any, ...], facts: dict[str, Any]) -> MemableError:
+    """Rebuild an exception from a pickle or a copy without calling its constructor."""
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
+
+
+class MemableError(Exception):
+    """
+    Base of all that memable raises.
+    """
+
+    def __init_subclass__(cls) -> None:
+        # Recorded names and tracebacks say where a user imports it from, not in which file it lives.
+        if cls.__module__.startswith("memable."):
+            cls.__module__ = "memable"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, dict(self.__dict__))
+
+
+MemableError.__module__ = "memable"
+
+
+def _of(workflow: str | None, instance_id: str | None, key: str | None = None) -> str:
+    """Return the subject of a message: as much of workflow, instance and key as is known."""
+    parts = []
+    if workflow is not None:
+        parts.append(f"workflow {workflow!r}")
+    if instance_id is not None:
+        parts.append(f"instance {instance_id!r}")
+    if key is not None:
+        parts.append(f"key {key!r}")
+    return ", ".join(parts)
+
+
+def _subject(workflow: str | None, instance_id: str | None, key: str | None = None) -> str:
+    text = _of(workflow, instance_id, key)
+    return f"{text}: " if text else ""
+
+
+#: No refused value is shown longer than this in a message.
+MAX_SHOWN_CHARS = 300
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[: MAX_SHOWN_CHARS - 3]}..."
+
+
+class _Shown(str):
+    """The text of a value that an exception does not keep: it can be anything, a lock or an engine included."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _keepable(value: object) -> object:
+    """Return a refused value itself, if it can be pickled and holds nothing else; otherwise its text."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if value is None or type(value) in (bool, int, float, bytes):
+        return value
+    try:
+        return _Shown(_cut(repr(value)))
+    except Exception:
+        # Its __repr__ is the user's code; its failure must not hide what is wrong with the value.
+        return _Shown(f"<{type(value).__name__}>")
+
+
+# What step code raises -------------------------------------------------------------------------------------------
+
+
+class RetryableError(MemableError):
+    """
+    Raised by step code: this failure may pass, try again while the retry budget lasts, whatever ``retry_on`` says.
+    """
+
+
+class PermanentError(MemableError):
+    """
+    Raised by step code: trying again is pointless. Never retried; one such leaf makes a whole group permanent.
+    """
+
+
+class NotDoneError(MemableError):
+    """
+    Raised by a probe: the effect did not happen, so it is safe to run the step.
+    """
+
+
+# Steps that failed -----------------------------------------------------------------------------------------------
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class StepFailedError(MemableError):
+    """
+    A step failed for good, and that is recorded: every replay raises the same.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    key: str
+    "Path of the step's key within the instance."
+    error: ErrorInfo
+    "What the last attempt raised."
+    attempts: int
+    "How many attempts were made, from 1."
+    retryable: bool
+    "Whether the last failure was of a kind that another attempt might have mended."
+
+    def matches(self, *classes: type[BaseException]) -> bool:
+        """
+        Tell whether the last attempt raised one of *classes*: the same answer live and on every replay.
+        """
+        return self.error.matches(*classes)
+
+    def _what(self) -> str:
+        return "the step failed" if self.attempts == 1 else f"the step failed at attempt {self.attempts}"
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id, self.key)}: {self._what()} with {self.error}; mend the cause, "
+            f"then engine.resume(...) runs it again"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class StepTimeoutError(StepFailedError, TimeoutError):
+    """
+    A step's last attempt was cancelled because it took longer than its ``timeout``.
+    """
+
+    def _what(self) -> str:
+        return "the step timed out" if self.attempts == 1 else f"the step timed out at attempt {self.attempts}"
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class RetriesExhaustedError(StepFailedError):
+    """
+    A step failed at every attempt that its retry policy allows.
+    """
+
+    def _what(self) -> str:
+        return f"the step failed at all of its {self.attempts} attempts, at last"
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class RetriesExhaustedTimeoutError(RetriesExhaustedError, StepTimeoutError):
+    """
+    A step failed at every attempt that its retry policy allows, and the last one timed out.
+    """
+
+    def _what(self) -> str:
+        return f"the step failed at all of its {self.attempts} attempts, timing out at last"
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class SerializationError(MemableError):
+    """
+    A value cannot be stored as its annotated type. As the outcome of a step it is recorded: every replay raises it.
+    """
+
+    problem: str
+    "What is wrong with the value, and the remedy."
+    workflow: str | None = None
+    "Name of the workflow, if known."
+    instance_id: str | None = None
+    "Id of the instance, if known."
+    key: str | None = None
+    "Path of the step's key; None for an input or an output."
+
+    def __str__(self) -> str:
+        return f"{_subject(self.workflow, self.instance_id, self.key)}{self.problem}"
+
+
+# The code, not the work, is wrong ---------------------------------------------------------------------------------
+
+
+class WorkflowCodeError(MemableError):
+    """
+    Base of what means that the code is wrong, not the work: the instance is Blocked until the code is mended.
+    """
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class MisuseError(WorkflowCodeError, TypeError):
+    """
+    An operation was called in a way that cannot work, for example with a coroutine in place of a function.
+    """
+
+    problem: str
+    "What is wrong with the call, and what to write."
+    workflow: str | None = None
+    "Name of the workflow, if known."
+    instance_id: str | None = None
+    "Id of the instance, if known."
+    key: str | None = None
+    "Path of the key that the call named, if any."
+
+    def __str__(self) -> str:
+        return f"{_subject(self.workflow, self.instance_id, self.key)}{self.problem}"
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class InvalidKeyError(WorkflowCodeError, ValueError):
+    """
+    A workflow name, key, suspend point or instance id breaks the rule for those.
+    """
+
+    component: str
+    "What it was to be: ``key``, ``instance id``, ``workflow name``, ..."
+    value: object = attrs.field(converter=_keepable)
+    "What was given; the text of it, if it was neither a string nor a number."
+    problem: str
+    "Which part of the rule it breaks."
+
+    def __str__(self) -> str:
+        return (
+            f"{self.component} {_cut(repr(self.value))} {self.problem}; use a non-empty str of at most 255 bytes of UTF-8 without "
+            f"'/', control characters or surrogates, that does not start with '_'"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class TypeMismatchError(WorkflowCodeError, TypeError):
+    """
+    A recorded value was to be read as another type than it was written as.
+    """
+
+    expected: str
+    "Name of the type that the code asks for."
+    found: str
+    "Name of the type that is recorded."
+    problem: str = ""
+    "More about it, if the names alone do not tell."
+    workflow: str | None = None
+    "Name of the workflow, if known."
+    instance_id: str | None = None
+    "Id of the instance, if known."
+    key: str | None = None
+    "Path of the key; None for an input or an output."
+
+    def __str__(self) -> str:
+        more = f" ({self.problem})" if self.problem else ""
+        return (
+            f"{_subject(self.workflow, self.instance_id, self.key)}the code asks for {self.expected}, but what is "
+            f"recorded is {self.found}{more}; restore the type, use a new key, or name a moved class in "
+            f"open_engine(aliases=...)"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class DuplicateKeyError(WorkflowCodeError):
+    """
+    One key was used twice in one run, at once or one after the other.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    key: str
+    "Path of the key."
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id, self.key)}: this run has used the key before; give each use a "
+            f"key of its own, in a loop for example f'{self.key.rpartition('/')[2]}-{{item.id}}'"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class KeyKindError(WorkflowCodeError):
+    """
+    A key that an earlier run recorded as one kind of operation is used as another.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    key: str
+    "Path of the key."
+    recorded: str
+    "The kind that is recorded, for example ``step``."
+    requested: str
+    "The kind that the code asks for."
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id, self.key)}: recorded as {self.recorded}, now used as "
+            f"{self.requested}; use a new key for it"
+        )
+
+
+class SuspendedStepConflictError(KeyKindError):
+    """
+    A key that is recorded as a suspend point is used as a step.
+    """
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class NestedStepError(WorkflowCodeError):
+    """
+    The context was used inside a step: a step is one unit and cannot contain others.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    key: str
+    "Path of the step inside which the context was used."
+    operation: str
+    "What was called there."
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id, self.key)}: ctx.{self.operation} was called inside this step; "
+            f"call it from the workflow's body, before or after the step"
+        )
+
+
+# Instances ---------------------------------------------------------------------------------------------------------
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class _InstanceError(MemableError):
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class InstanceNotFoundError(_InstanceError, LookupError):
+    """
+    The store has no such instance: it was never started, or retention has removed it.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id)}: the store has no such instance; check the name and the id, "
+            f"or start it with engine.invoke(...)"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class InstanceConflictError(_InstanceError):
+    """
+    The instance exists already, started with another input.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id)}: exists already with another input; use another instance_id, "
+            f"or engine.get(...) for the existing one"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class InstanceBusyError(_InstanceError):
+    """
+    The instance is executing, so this cannot be done to it now.
+    """
+
+    operation: str
+    "What was asked for."
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id)}: {self.operation} is not possible while the instance runs; "
+            f"wait for it, or engine.cancel(...) it first"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class UnknownKeyError(_InstanceError, LookupError):
+    """
+    ``forget`` names keys that the instance has no record of. Nothing was changed.
+    """
+
+    keys: tuple[str, ...]
+    "The unknown keys or paths."
+
+    def __str__(self) -> str:
+        names = ", ".join(map(repr, self.keys))
+        return (
+            f"{_of(self.workflow, self.instance_id)}: no record of {names}, so nothing was forgotten; "
+            f"engine.history(...) lists the recorded keys"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class WorkflowNotFoundError(MemableError, LookupError):
+    """
+    No workflow of this name is registered with the engine.
+    """
+
+    workflow: str
+    "The name that was asked for."
+    registered: tuple[str, ...] = ()
+    "The names that are registered."
+
+    def __str__(self) -> str:
+        if self.workflow in self.registered:
+            return (
+                f"workflow {self.workflow!r} is not registered: another definition of this name is; give the one that "
+                f"is registered, or its name"
+            )
+        known = ", ".join(map(repr, self.registered)) or "none"
+        return (
+            f"workflow {self.workflow!r} is not registered (registered: {known}); name it in "
+            f"open_engine(workflows=[...]) or call engine.register(...)"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class DuplicateWorkflowError(MemableError):
+    """
+    Another workflow of the same name is registered already.
+    """
+
+    workflow: str
+    "The name of both."
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow!r}: another definition of this name is registered already; give one of them "
+            f"a name of its own with @memable.workflow(name=...)"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class WorkflowFailedError(_InstanceError):
+    """
+    The instance ended as Failed.
+    """
+
+    error: ErrorInfo
+    "What left the workflow's body."
+
+    def matches(self, *classes: type[BaseException]) -> bool:
+        """
+        Tell whether what left the body was one of *classes*.
+        """
+        return self.error.matches(*classes)
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id)}: failed with {self.error}; mend the cause, then "
+            f"engine.resume(...) continues it from its memos"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class WorkflowCancelledError(_InstanceError):
+    """
+    The instance ended as Cancelled.
+    """
+
+    reason: str | None = None
+    "What the caller of ``cancel`` gave as the reason."
+
+    def __str__(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        return f"{_of(self.workflow, self.instance_id)}: was cancelled{why}; engine.resume(...) continues it from its memos"
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class WorkflowBlockedError(_InstanceError):
+    """
+    The instance needs a person: its code and its journal disagree.
+    """
+
+    key: str | None
+    "Path of the key that it is blocked at; None where no key is meant."
+    error: ErrorInfo
+    "What blocked it."
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id, self.key)}: blocked by {self.error}; nothing is lost: mend the "
+            f"code, then it goes on at the next open or engine.resume(...)"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class StaleRunningError(_InstanceError):
+    """
+    The instance is recorded as running, but nothing runs it here.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id)}: recorded as running, but not running in this engine; register "
+            f"its workflow or call engine.resume(...)"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class RecoveryLimitError(_InstanceError):
+    """
+    The instance was running at so many crashes in a row that it is no longer run by itself.
+    """
+
+    recoveries: int
+    "How many crashes in a row it was running at, without a new record in between."
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id)}: was running at {self.recoveries} crashes in a row without a "
+            f"new record; find out whether it brings the process down, then engine.resume(...)"
+        )
+
+
+# The engine --------------------------------------------------------------------------------------------------------
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class EngineStoppedError(MemableError):
+    """
+    The engine has stopped, or is about to. Nothing was begun; what was acknowledged is kept.
+    """
+
+    operation: str
+    "What was asked for."
+
+    def __str__(self) -> str:
+        return f"{self.operation}: the engine has stopped; open the store again with open_engine(...)"
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class RunEndedError(MemableError):
+    """
+    A context was used after its run had ended, or while its run is being unwound. Nothing was recorded.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    operation: str
+    "What was called."
+    leaving: str | None = None
+    "Why the run is being unwound, as ``ctx.leaving`` says; None if it has ended."
+
+    def __str__(self) -> str:
+        if self.leaving is None:
+            why = "this run has ended; use the context only inside the workflow's body and its nurseries"
+        else:
+            why = f"this run is being unwound ({self.leaving}), so nothing new is begun; put effects into steps"
+        return f"{_of(self.workflow, self.instance_id)}: ctx.{self.operation} did nothing: {why}"
+
+
+# The store ---------------------------------------------------------------------------------------------------------
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class StorageError(MemableError):
+    """
+    The store cannot do its work. What was acknowledged before is intact; nothing after it was acknowledged.
+    """
+
+    location: str
+    "The file or directory it happened to, or the store's name."
+    problem: str
+    "What happened, and what to do."
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.problem}"
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class StoreLockedError(StorageError):
+    """
+    Another engine has the store open.
+    """
+
+    pid: int | None = None
+    "Process id of the holder, if known."
+    host: str | None = None
+    "Host name of the holder, if known."
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class StoreCorruptedError(StorageError):
+    """
+    The store is damaged in a way that no crash explains. Nothing was changed.
+    """
+
+    offset: int
+    "Where the damage begins, in bytes from the start of the file."
+
+    def __str__(self) -> str:
+        return f"{self.location}: at byte offset {self.offset}: {self.problem}"
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class StoreVersionError(StorageError):
+    """
+    The store was written in a format that this release does not know.
+    """
+
+    found: int
+    "The format version that the store says it has."
+    supported: int
+    "The newest format version that this release reads."

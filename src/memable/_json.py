@@ -1,0 +1,152 @@
+"""
+JSON text of plain trees: every tree comes back exactly as it was written.
+
+Decided here: the JSON library and what it leaves undone. msgspec writes and reads what it can, fast; what it refuses
+(lone surrogates, integers of more than 4300 digits) is written by the few lines below and read by the standard
+library. inf and nan are no JSON: they are refused, where msgspec alone would silently write ``null``. The text is
+UTF-8 without a raw newline, so a line of a log can hold it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from json.encoder import encode_basestring_ascii
+from typing import TypeAlias, assert_never, cast
+
+import msgspec
+
+from ._errors import SerializationError
+
+JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
+"A plain tree: exactly these types, no subclasses, finite floats."
+
+_encode = msgspec.json.Encoder().encode
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
+_decode: Callable[[bytes], JSON] = msgspec.json.Decoder().decode
+
+#: Python itself refuses integers of more than 4300 digits.
+_LONG_INT_DIGITS = 4_000
+_TOO_DEEP = "is nested too deeply for JSON, or contains itself; flatten it, or store a reference in its place"
+
+
+def dumps(tree: JSON) -> bytes:
+    """
+    Return the JSON text of *tree*, on one line.
+
+    Raises:
+        SerializationError: A float in it is inf or nan, or it is nested too deeply. Store something else.
+    """
+    try:
+        data = _encode(tree)
+    except (ValueError, RecursionError):
+        data = _dumps_slowly(tree, sort=False)
+    # Only a text with a null in it can have come from inf or nan; looking for them in each would cost more.
+    if b"null" in data:
+        _refuse_non_finite(tree)
+    return data
+
+
+def loads(data: bytes) -> JSON:
+    """
+    Return the tree that *data* is the text of.
+
+    Raises:
+        ValueError: It is no JSON, has a number beyond every float, or is nested too deeply to be read.
+    """
+    try:
+        return _decode(data)
+    except msgspec.DecodeError:
+        # Either it is no JSON, or it holds what only the standard library reads.
+        return _loads_slowly(data)
+    except RecursionError:
+        raise ValueError(f"the JSON text {_TOO_DEEP}") from None
+
+
+def canonical(data: bytes) -> bytes:
+    """
+    Return *data* with the keys of all objects sorted: equal values have equal canonical texts.
+
+    Raises:
+        ValueError: As for `loads`.
+    """
+    tree = loads(data)
+    try:
+        return _encode_sorted(tree)
+    except (ValueError, RecursionError):
+        return _dumps_slowly(tree, sort=True)
+
+
+def _dumps_slowly(tree: JSON, *, sort: bool) -> bytes:
+    """Write what msgspec refuses: a lone surrogate, or an integer beyond the interpreter's limit on digits."""
+    parts: list[str] = []
+    try:
+        _write(tree, parts.append, sort=sort)
+    except RecursionError:
+        raise SerializationError(problem=f"the value {_TOO_DEEP}") from None
+    return "".join(parts).encode("ascii")
+
+
+def _refuse_non_finite(tree: JSON) -> None:
+    rest = [tree]
+    while rest:
+        match rest.pop():
+            case float() as number if not math.isfinite(number):
+                raise SerializationError(problem=f"{number} is no JSON number; annotate it as float")
+            case list() as items:
+                rest.extend(items)
+            case dict() as members:
+                rest.extend(members.values())
+            case _:
+                pass
+
+
+def _write(tree: JSON, write: Callable[[str], object], *, sort: bool) -> None:
+    """Write *tree* as msgspec does, with what it refuses escaped, or converted without a limit on digits."""
+    match tree:
+        case str():
+            write(encode_basestring_ascii(tree))
+        case bool() | None:
+            write(json.dumps(tree))
+        case int():
+            # Decimal converts integers of any size, in less than quadratic time.
+            write(str(Decimal(tree)))
+        case float():
+            write(_encode(tree).decode("ascii"))
+        case list():
+            for index, item in enumerate(tree):
+                write("," if index else "[")
+                _write(item, write, sort=sort)
+            write("]" if tree else "[]")
+        case dict():
+            for index, key in enumerate(sorted(tree) if sort else tree):
+                write("," if index else "{")
+                write(encode_basestring_ascii(key))
+                write(":")
+                _write(tree[key], write, sort=sort)
+            write("}" if tree else "{}")
+        case unknown:
+            assert_never(unknown)
+
+
+def _loads_slowly(data: bytes) -> JSON:
+    try:
+        tree = json.loads(data.decode(), parse_int=_parse_int, parse_float=_parse_float, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError(f"the JSON text {_TOO_DEEP}") from None
+    return cast(JSON, tree)
+
+
+def _parse_int(text: str) -> int:
+    return int(text) if len(text) < _LONG_INT_DIGITS else int(Decimal(text))
+
+
+def _parse_float(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is no finite JSON number")
