@@ -1,0 +1,47 @@
+"""
+What an operating system's error means for a store, and the way out of it.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from .._errors import StorageError
+
+_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_DENIED = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
+
+_WAYS_OUT = {
+    **dict.fromkeys(_NO_ROOM, "make room, then open the store again"),
+    **dict.fromkeys(_DENIED, "give this process the right to write there, or choose another path"),
+    errno.ENOENT: "make the directory that it is to be in, or choose another path",
+    errno.ENOTDIR: "choose the path of a directory, or one where there is nothing yet",
+    errno.ELOOP: "a store holds no symbolic links: put the file itself there",
+    errno.ENOLCK: "somebody moved or removed files of the store while it was open; find out who, then open it again",
+}
+_OTHERWISE = "find out what is wrong with the disk, then open the store again"
+
+
+def is_no_room(exc: BaseException) -> bool:
+    """
+    Tell whether *exc* says that the disk, a quota or a limit is full, which does not make the disk suspect.
+    """
+    return isinstance(exc, OSError) and exc.errno in _NO_ROOM
+
+
+def storage_error(location: str, doing: str, exc: BaseException) -> StorageError:
+    """
+    Return the error to raise for *exc*, from it.
+
+    Args:
+        location: The file or directory.
+        doing: What failed, for example ``"writing"``.
+        exc: What the system raised.
+    """
+    if isinstance(exc, OSError):
+        what = exc.strerror or str(exc) or type(exc).__name__
+        way_out = _WAYS_OUT.get(exc.errno or 0, _OTHERWISE)
+    else:
+        what = f"{type(exc).__name__}: {exc}"
+        way_out = "open the store again"
+    return StorageError(location=location, problem=f"{doing} failed: {what}; {way_out}")

@@ -1,0 +1,127 @@
+"""
+What an engine asks of a store, free of files, so that a database can stand behind the same engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, runtime_checkable
+
+from .._clock import Clock
+from .._journal import InstanceHeader
+from .._records import InstanceRecord
+
+
+class OpenStore(Protocol):
+    """
+    A store that one engine has open for writing.
+    """
+
+    @property
+    def store_id(self) -> str:
+        """
+        The store's random id: 32 hexadecimal digits, for its whole life.
+        """
+        ...
+
+    @property
+    def location(self) -> str:
+        """
+        What to call the store in a message: its path, or its kind.
+        """
+        ...
+
+    @property
+    def session(self) -> int:
+        """
+        Counts the openings of the store, this one included, from 1.
+        """
+        ...
+
+    @property
+    def after_crash(self) -> bool:
+        """
+        Whether the session before this one ended without the store being closed in order.
+        """
+        ...
+
+    async def allocate_number(self) -> int:
+        """
+        Return a number for a new instance: unique within the store, greater than all before. Not a checkpoint.
+        """
+        ...
+
+    async def append(self, records: Sequence[InstanceRecord]) -> None:
+        """
+        Make *records* durable, all or none of them.
+
+        The records are queued before the first suspension, in the order of the calls; batches of several callers
+        share one write and one sync. When it returns, headers and ``load`` show them.
+
+        Args:
+            records: What happened, oldest first. At least one. Each carries the sequence number that comes next in
+                its instance's journal; an ``InstanceStarted`` carries a number from ``allocate_number``.
+
+        Raises:
+            StorageError: A write or sync failed, now or earlier: the fate of the records is unknown, and the store
+                takes nothing any more. Also when the store is closed.
+            ValueError: A record's sequence number is not the next one: another writer was there first. Nothing was
+                queued.
+
+        Cancellation:
+            Never raises ``Cancelled``: what was begun is brought to its end, whatever is cancelled. Callers check
+            before and after.
+        """
+        ...
+
+    async def load(self, number: int) -> Sequence[InstanceRecord]:
+        """
+        Return the journal of instance *number*, oldest record first.
+
+        Raises:
+            StorageError: It cannot be read.
+            KeyError: There is no such instance.
+
+        Cancellation:
+            May raise ``Cancelled``; nothing is changed by it.
+        """
+        ...
+
+    async def find(self, workflow: str, instance_id: str) -> InstanceHeader | None:
+        """
+        Return the header of an instance, or None if there is no such instance. Not a checkpoint.
+
+        The header is live: it changes with each durable record. Callers do not change it.
+        """
+        ...
+
+    async def headers(self, *, after: int = 0) -> Sequence[InstanceHeader]:
+        """
+        Return the headers of all instances with a number greater than *after*, in the order of creation.
+        """
+        ...
+
+
+@runtime_checkable
+class Store(Protocol):
+    """
+    What a user gives to ``open_engine``: a place for records that can be opened, one engine at a time.
+    """
+
+    def open(self, clock: Clock) -> AbstractAsyncContextManager[OpenStore]:
+        """
+        Lock and recover the store; close and unlock it when the block is left.
+
+        Args:
+            clock: Tells the time. The store calls ``clock.not_before`` with the time of its newest record. If
+                ``clock.is_virtual``, nothing is done in a thread.
+
+        Raises:
+            StoreLockedError: Another engine has it open.
+            StorageError: It cannot be opened.
+
+        Cancellation:
+            Opening may be cancelled. Closing brings the batch in flight to its end, whatever is cancelled.
+        """
+        ...

@@ -1,0 +1,138 @@
+"""
+A store that keeps its records in memory: for tests, and for work that need not outlive the process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import attrs
+import trio
+
+from .._clock import Clock
+from .._errors import StorageError, StoreLockedError
+from .._journal import InstanceHeader
+from .._records import InstanceRecord
+from ._index import HeaderIndex
+from ._protocol import OpenStore
+
+LOCATION = "InMemoryStore()"
+
+
+@attrs.define(eq=False)
+class InMemoryStore:
+    """
+    Keeps records for as long as the object lives. May be opened again and again, by one engine at a time.
+
+    Durability:
+        None beyond the process.
+    """
+
+    _store_id: str = attrs.field(factory=lambda: uuid.uuid4().hex, init=False)
+    _records: list[InstanceRecord] = attrs.field(factory=list[InstanceRecord], init=False, repr=False)
+    _sessions: int = attrs.field(default=0, init=False)
+    _crashed: bool = attrs.field(default=False, init=False)
+    _is_open: bool = attrs.field(default=False, init=False)
+
+    def open(self, clock: Clock) -> AbstractAsyncContextManager[OpenStore]:
+        """
+        Lock the store; unlock it when the block is left.
+
+        Args:
+            clock: Tells the time. It goes on from the store's newest record.
+
+        Raises:
+            StoreLockedError: Another engine has it open. Close that one first.
+        """
+        return self._open(clock)
+
+    def crashed_copy(self) -> InMemoryStore:
+        """
+        Return another store that holds what this one holds now, as found after the process was killed.
+
+        Lets a test restart an engine at any moment while the first one still runs.
+        """
+        copy = InMemoryStore()
+        copy._store_id = self._store_id
+        copy._records = self._records.copy()
+        copy._sessions = self._sessions
+        copy._crashed = self._crashed or self._is_open
+        return copy
+
+    @asynccontextmanager
+    async def _open(self, clock: Clock) -> AsyncGenerator[OpenStore]:
+        await trio.lowlevel.checkpoint()
+        if self._is_open:
+            raise StoreLockedError(
+                location=LOCATION,
+                problem="another engine of this process has it open; close that one first",
+                pid=os.getpid(),
+                host=socket.gethostname(),
+            )
+        if self._records:
+            clock.not_before(max(record.at for record in self._records))
+        opened = _OpenInMemoryStore(
+            store_id=self._store_id, session=self._sessions + 1, after_crash=self._crashed, records=self._records
+        )
+        self._is_open = True
+        self._sessions += 1
+        self._crashed = False
+        try:
+            yield opened
+        finally:
+            opened.closed = True
+            self._is_open = False
+
+
+@attrs.define(eq=False)
+class _OpenInMemoryStore:
+    store_id: str
+    session: int
+    after_crash: bool
+    records: list[InstanceRecord]
+    closed: bool = False
+    _index: HeaderIndex = attrs.field(factory=HeaderIndex, init=False)
+    _journals: dict[int, list[InstanceRecord]] = attrs.field(factory=dict[int, list[InstanceRecord]], init=False)
+
+    def __attrs_post_init__(self) -> None:
+        for record in self.records:
+            self._fold(record)
+
+    @property
+    def location(self) -> str:
+        return LOCATION
+
+    async def allocate_number(self) -> int:
+        return self._index.allocate_number()
+
+    @trio.lowlevel.enable_ki_protection
+    async def append(self, records: Sequence[InstanceRecord]) -> None:
+        self._check_open()
+        self._index.admit(records)
+        for record in records:
+            self.records.append(record)
+            self._fold(record)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def load(self, number: int) -> Sequence[InstanceRecord]:
+        self._check_open()
+        await trio.lowlevel.checkpoint()
+        return self._journals[number].copy()
+
+    async def find(self, workflow: str, instance_id: str) -> InstanceHeader | None:
+        return self._index.find(workflow, instance_id)
+
+    async def headers(self, *, after: int = 0) -> Sequence[InstanceHeader]:
+        return self._index.after(after)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise StorageError(location=LOCATION, problem="the store is closed; open it again")
+
+    def _fold(self, record: InstanceRecord) -> None:
+        self._index.fold(record)
+        self._journals.setdefault(record.instance, []).append(record)
