@@ -39,14 +39,24 @@ def dumps(tree: JSON) -> bytes:
     Raises:
         SerializationError: A float in it is inf or nan, or it is nested too deeply. Store something else.
     """
-    try:
-        data = _encode(tree)
-    except (ValueError, RecursionError):
-        data = _dumps_slowly(tree, sort=False)
+    data = dumps_finite(tree)
     # Only a text with a null in it can have come from inf or nan; looking for them in each would cost more.
     if b"null" in data:
         _refuse_non_finite(tree)
     return data
+
+
+def dumps_finite(tree: JSON) -> bytes:
+    """
+    Return what `dumps` returns, for a *tree* that is known to hold neither inf nor nan: they would become ``null``.
+
+    Raises:
+        SerializationError: It is nested too deeply. Store something else.
+    """
+    try:
+        return _encode(tree)
+    except (ValueError, RecursionError):
+        return _dumps_slowly(tree, sort=False)
 
 
 def loads(data: bytes) -> JSON:
@@ -92,15 +102,13 @@ def _dumps_slowly(tree: JSON, *, sort: bool) -> bytes:
 def _refuse_non_finite(tree: JSON) -> None:
     rest = [tree]
     while rest:
-        match rest.pop():
-            case float() as number if not math.isfinite(number):
-                raise SerializationError(problem=f"{number} is no JSON number; annotate it as float")
-            case list() as items:
-                rest.extend(items)
-            case dict() as members:
-                rest.extend(members.values())
-            case _:
-                pass
+        found = rest.pop()
+        if isinstance(found, dict):
+            rest.extend(found.values())
+        elif isinstance(found, list):
+            rest.extend(found)
+        elif isinstance(found, float) and not math.isfinite(found):
+            raise SerializationError(problem=f"{found} is no JSON number; annotate it as float")
 
 
 def _write(tree: JSON, write: Callable[[str], object], *, sort: bool) -> None:

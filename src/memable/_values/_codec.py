@@ -1,0 +1,246 @@
+"""
+A user's value to its encoded form and back, by its annotated type.
+
+Rules: a value that is not of its annotated type is refused, never converted; only an int is stored as the float that
+equals it, where a float is asked for. What was encoded is decoded as an equal value of exactly the same type, or not
+at all. Each value carries the name of its annotated type; a value without annotation carries that of the JSON type it
+is of (``builtins.int``, ``list[typing.Any]``), so that it can still be read once the function is annotated, if it is
+plain JSON that fits. What is recorded is read by the rules of `_recorded_types`. Values are data: nothing is imported,
+called or unpickled because a record names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+import cattrs
+
+from .._encoded import Encoded
+from .._errors import SerializationError, TypeMismatchError
+from .._json import JSON, dumps_finite, loads
+from ._shape import TOO_DEEP, Shape, UnfitError
+from ._shapes import Shapes
+from ._type_trees import ANY, JSON_MEMBERS, TypeTree
+from ._user_hooks import UserHooks
+
+ARGUMENTS = "memable.arguments"
+"The recorded type of what `Codec.encode_arguments` gives."
+
+#: More annotations than a program has; it may make new ones all the time, with ``returns=list[int]`` at each call.
+MAX_PLANS = 4_096
+
+_NO_ALIASES: Mapping[str, type] = MappingProxyType({})
+
+
+@attrs.frozen(eq=False)
+class _Plan:
+    """What is known of an annotation."""
+
+    tree: TypeTree
+    shape: Shape
+
+
+class Codec:
+    """
+    Encodes and decodes values by their annotations. Used from one thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        converter: cattrs.Converter | None = None,
+        aliases: Mapping[str, type] = _NO_ALIASES,
+        max_value_bytes: int = 64 * 2**20,
+    ) -> None:
+        """
+        Make a codec.
+
+        Args:
+            converter: The user's own; copied as it is now. Hooks registered with it for a type win.
+            aliases: Today's classes by the names that they were recorded under.
+            max_value_bytes: How large a value may be, as JSON text.
+        """
+        hooks = UserHooks(converter)
+        self._shapes = Shapes(hooks, aliases)
+        self._plans: dict[Any, _Plan] = {}
+        self._max_value_bytes = max_value_bytes
+        self._json_names = {cls: tree.name for tree in JSON_MEMBERS for cls in self._shapes.shape(tree).types}
+        hooks.adopt(
+            lambda annotation: self._plan(annotation).shape.encode,
+            lambda annotation: self._plan(annotation).shape.decode,
+        )
+
+    def check(self, annotation: Any) -> None:
+        """
+        Refuse an annotation by which no value can be stored.
+
+        Raises:
+            SerializationError: No value can; the text says which part of it, why, and what to do.
+        """
+        self._plan(annotation)
+
+    def encode(self, value: object, annotation: Any) -> Encoded:
+        """
+        Encode *value*, which is to be of the annotated type.
+
+        Args:
+            value: What a step returned, say.
+            annotation: ``inspect.Signature.empty`` or ``Any``: JSON's own types only.
+
+        Raises:
+            SerializationError: It is not of the annotated type, or cannot be stored; the text says where and why.
+        """
+        plan = self._plan(annotation)
+        tree = self._encode(value, plan)
+        data = dumps_finite(tree)
+        name = self._json_names[type(value)] if plan.tree is ANY else plan.shape.name
+        self._check_size(data, name)
+        return Encoded(name, data)
+
+    def decode(self, encoded: Encoded, annotation: Any) -> Any:
+        """
+        Return a new value, equal to the one that was encoded.
+
+        Raises:
+            TypeMismatchError: It was recorded as a type that cannot be read as the annotated one.
+        """
+        plan = self._plan_to_read(encoded.type, annotation)
+        return self._decode(encoded.type, self._tree(encoded, plan.tree.name), plan)
+
+    def encode_arguments(self, values: Sequence[object], annotations: Sequence[Any]) -> Encoded:
+        """
+        Encode arguments together, each with the name of its type.
+
+        Raises:
+            SerializationError: One of them is not of its annotated type, or cannot be stored.
+        """
+        items: list[JSON] = []
+        for index, (value, annotation) in enumerate(zip(values, annotations, strict=True)):
+            try:
+                plan = self._plan(annotation)
+                tree = self._encode(value, plan)
+            except SerializationError as error:
+                raise SerializationError(problem=f"argument {index + 1}: {error.problem}") from error
+            name = self._json_names[type(value)] if plan.tree is ANY else plan.shape.name
+            items.append({"type": name, "value": tree})
+        data = dumps_finite(items)
+        self._check_size(data, ARGUMENTS)
+        return Encoded(ARGUMENTS, data)
+
+    def decode_arguments(self, encoded: Encoded, annotations_for: Callable[[int], Sequence[Any]]) -> tuple[Any, ...]:
+        """
+        Return new arguments, equal to those that were encoded; the caller's parameters may have defaults for more.
+
+        Args:
+            encoded: What `encode_arguments` gave.
+            annotations_for: Given how many arguments are recorded, returns as many annotations.
+
+        Raises:
+            TypeMismatchError: One was recorded as a type that cannot be read as the annotated one, or there are more
+                of them than annotations.
+        """
+        items: Any = self._tree(encoded, ARGUMENTS)
+        if encoded.type != ARGUMENTS:
+            raise TypeMismatchError(expected=ARGUMENTS, found=encoded.type)
+        annotations = annotations_for(len(items))
+        if len(annotations) < len(items):
+            expected, found = f"{len(annotations)} arguments", f"{len(items)} arguments"
+            raise TypeMismatchError(expected=expected, found=found)
+        values = []
+        for index, (item, annotation) in enumerate(zip(items, annotations, strict=False)):
+            try:
+                plan = self._plan_to_read(item["type"], annotation)
+                values.append(self._decode(item["type"], item["value"], plan))
+            except TypeMismatchError as error:
+                place = f"argument {index + 1}"
+                error.problem = f"{place}: {error.problem}" if error.problem else place
+                raise
+        return tuple(values)
+
+    def _plan(self, annotation: Any) -> _Plan:
+        try:
+            return self._plans[annotation]
+        except KeyError:
+            plan = self._make_plan(annotation)
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            self._plans[annotation] = plan
+            return plan
+        except TypeError:
+            # It has no hash: Annotated[int, []], for one.
+            return self._make_plan(annotation)
+
+    def _make_plan(self, annotation: Any) -> _Plan:
+        try:
+            tree = self._shapes.reader.read(annotation)
+            return _Plan(tree, self._shapes.shape(tree))
+        except RecursionError:
+            raise SerializationError(problem=f"the annotation {TOO_DEEP}") from None
+
+    def _plan_to_read(self, recorded: str, annotation: Any) -> _Plan:
+        try:
+            return self._plan(annotation)
+        except SerializationError as error:
+            raise TypeMismatchError(expected=_shown(annotation), found=recorded, problem=error.problem) from error
+
+    def _encode(self, value: Any, plan: _Plan) -> JSON:
+        try:
+            return plan.shape.encode(value)
+        except UnfitError as problem:
+            text = str(problem)
+        except RecursionError:
+            text = f"it {TOO_DEEP}"
+        except Exception as error:
+            # A property, a descriptor or another piece of the user's class.
+            text = f"reading it raised {type(error).__name__}: {error}"
+            raise SerializationError(problem=_refusal(plan, text)) from error
+        raise SerializationError(problem=_refusal(plan, text))
+
+    def _check_size(self, data: bytes, name: str) -> None:
+        if len(data) > self._max_value_bytes:
+            raise SerializationError(
+                problem=(
+                    f"the value of type {name} is {len(data)} bytes long when encoded, more than max_value_bytes, "
+                    f"which is {self._max_value_bytes}; store a reference to it, or raise the limit"
+                )
+            )
+
+    def _tree(self, encoded: Encoded, expected: str) -> JSON:
+        try:
+            return loads(encoded.data)
+        except ValueError as error:
+            raise TypeMismatchError(expected=expected, found=encoded.type, problem=str(error)) from error
+
+    def _decode(self, recorded: str, tree: JSON, plan: _Plan) -> Any:
+        shape: Shape | None = plan.shape
+        if recorded != plan.shape.name:
+            shape = self._shapes.find(recorded, plan.tree)
+        expected = plan.tree.name
+        if shape is None:
+            raise TypeMismatchError(expected=expected, found=recorded)
+        try:
+            return shape.decode(tree)
+        except UnfitError as problem:
+            raise TypeMismatchError(expected=expected, found=recorded, problem=str(problem)) from problem
+        except RecursionError:
+            raise TypeMismatchError(expected=expected, found=recorded, problem=f"it {TOO_DEEP}") from None
+        except Exception as error:
+            # A default, a hash or an __eq__ of the user's classes.
+            text = f"making it raised {type(error).__name__}: {error}"
+            raise TypeMismatchError(expected=expected, found=recorded, problem=text) from error
+
+
+def _shown(annotation: Any) -> str:
+    try:
+        return str(annotation)
+    except RecursionError:
+        return "a type nested too deeply"
+
+
+def _refusal(plan: _Plan, text: str) -> str:
+    if plan.tree is ANY:
+        return f"a value cannot be stored: {text}; annotate the function with the value's type, or pass returns="
+    return f"a value cannot be stored as {plan.tree.name}: {text}; return what the annotation says, or change it"
