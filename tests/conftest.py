@@ -1,10 +1,15 @@
 """
-Settings of Hypothesis that all tests share.
+What all tests share: settings of Hypothesis, and the stores.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from stores import DirectoryPlace, MemoryPlace, Place
 
 # Time says nothing about a property, so there is no deadline. Where the variable CI is set, Hypothesis would repeat the
 # same examples in each run; there, too, every run looks elsewhere, and a failure prints how to repeat it.
@@ -14,3 +19,11 @@ settings.register_profile(
     "ci", settings.get_profile("memable"), max_examples=200, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("memable")
+
+
+@pytest.fixture(params=["memory", "directory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """
+    Somewhere that a store is kept, for tests that hold for each kind of store.
+    """
+    return MemoryPlace() if request.param == "memory" else DirectoryPlace(tmp_path / "store")

@@ -59,7 +59,7 @@ class AnnotationCache:
     def parameter_annotations(
         self,
         fn: Callable[..., Any],
-        skip_first: bool,  # noqa: FBT001 - as for the function of this name
+        skip_first: bool,
         count: int | None = None,
     ) -> tuple[Any, ...]:
         """
@@ -96,7 +96,7 @@ def return_annotation(fn: Callable[..., Any]) -> Any:
 
 def parameter_annotations(
     fn: Callable[..., Any],
-    skip_first: bool,  # noqa: FBT001 - the only question there is about a function
+    skip_first: bool,
     count: int | None = None,
 ) -> tuple[Any, ...]:
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -54,11 +55,15 @@ class WallClock:
     The system's clock, kept from running backwards.
     """
 
-    _floor: float = 0.0
+    _wall: Callable[[], float] = time.time
+    "Tells the time of day in seconds since 1970. Somebody may set it."
+    _monotonic: Callable[[], float] = time.monotonic
+    "Tells seconds since some instant. Nobody sets it."
+    _floor: float = attrs.field(default=0.0, init=False)
     "The latest time told so far, or known to have been recorded."
-    _floor_monotonic: float = 0.0
+    _floor_monotonic: float = attrs.field(default=0.0, init=False)
     "When the monotonic clock said so, if the wall clock is behind the floor."
-    _behind: bool = False
+    _behind: bool = attrs.field(default=False, init=False)
 
     @property
     def is_virtual(self) -> bool:
@@ -71,7 +76,7 @@ class WallClock:
         """
         Return the time in seconds since 1970 (UTC). Never less than before.
         """
-        wall = time.time()
+        wall = self._wall()
         if wall >= self._floor:
             if not self._behind:
                 self._floor = wall
@@ -79,7 +84,7 @@ class WallClock:
             # The wall clock has caught up with where it had been; what the monotonic clock makes of it may be later.
         elif not self._behind:
             self._fall_behind(wall)
-        told = self._floor + (time.monotonic() - self._floor_monotonic)
+        told = self._floor + (self._monotonic() - self._floor_monotonic)
         if wall >= told:
             self._behind = False
             self._floor = wall
@@ -97,7 +102,7 @@ class WallClock:
 
     def _fall_behind(self, wall: float) -> None:
         self._behind = True
-        self._floor_monotonic = time.monotonic()
+        self._floor_monotonic = self._monotonic()
         if self._floor - wall > TOLERANCE_S:
             logger.warning(
                 "the system's clock is %.3f s behind the newest time in use; going on from %.3f by the monotonic clock",

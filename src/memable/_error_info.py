@@ -122,7 +122,7 @@ def _message(exc: BaseException) -> str:
     try:
         # What __str__ gives may be of a subclass of str, as templating libraries have; its text is recorded.
         text = str.__str__(str(exc))
-    except Exception as failure:
+    except Exception as failure:  # noqa: BLE001 - the user's code
         # The user's __str__ is the user's code; its failure must not hide the error that is being recorded.
         text = f"<unprintable: its __str__ raised {type(failure).__name__}>"
     return text if len(text) <= MAX_MESSAGE_CHARS else text[:MAX_MESSAGE_CHARS] + " [...]"
@@ -131,7 +131,7 @@ def _message(exc: BaseException) -> str:
 def _traceback(exc: BaseException) -> str:
     try:
         text = "".join(traceback.format_exception(exc))
-    except Exception as failure:
+    except Exception as failure:  # noqa: BLE001 - the user's code
         # As above: broken __str__, __notes__ or __cause__ of a user's exception.
         return f"<no traceback: formatting it raised {type(failure).__name__}>"
     if len(text) <= MAX_TRACEBACK_CHARS:

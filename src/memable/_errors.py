@@ -81,7 +81,7 @@ def _keepable(value: object) -> object:
         return value
     try:
         return _Shown(_cut(repr(value)))
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever the user's code raises
         # Its __repr__ is the user's code; its failure must not hide what is wrong with the value.
         return _Shown(f"<{type(value).__name__}>")
 
@@ -237,8 +237,8 @@ class InvalidKeyError(WorkflowCodeError, ValueError):
 
     def __str__(self) -> str:
         return (
-            f"{self.component} {_cut(repr(self.value))} {self.problem}; use a non-empty str of at most 255 bytes of UTF-8 without "
-            f"'/', control characters or surrogates, that does not start with '_'"
+            f"{self.component} {_cut(repr(self.value))} {self.problem}; use a non-empty str of at most 255 bytes of "
+            f"UTF-8 without '/', control characters or surrogates, that does not start with '_'"
         )
 
 
@@ -485,7 +485,10 @@ class WorkflowCancelledError(_InstanceError):
 
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
-        return f"{_of(self.workflow, self.instance_id)}: was cancelled{why}; engine.resume(...) continues it from its memos"
+        return (
+            f"{_of(self.workflow, self.instance_id)}: was cancelled{why}; engine.resume(...) continues it from its "
+            f"memos"
+        )
 
 
 @attrs.define(slots=False, eq=False, kw_only=True)

@@ -63,7 +63,7 @@ def _check_retry_on(instance: object, attribute: attrs.Attribute[Any], value: ob
     types = value if isinstance(value, tuple) else (value,)
     if all(isinstance(one, type) and issubclass(one, BaseException) for one in types):
         return
-    if isinstance(value, type) or isinstance(value, tuple) or not callable(value):
+    if isinstance(value, (type, tuple)) or not callable(value):
         raise ValueError(f"retry_on must be an exception type, a tuple of those or a predicate, not {value!r}")
     if inspect.iscoroutinefunction(value):
         # What it returns would count as True.

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from .._json import JSON, canonical, dumps_finite
-from ._leaves import LEAVES
 from .._qualified_name import qualified_name
+from ._leaves import LEAVES
 from ._shape import MAX_NESTING, TOO_DEEP, Shape, UnfitError, misfit, refusal
 from ._type_trees import STR
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ._class_layouts import Layout
 from .._json import JSON
+from ._class_layouts import Layout
 from ._shape import Shape, UnfitError, misfit, refusal
 
 

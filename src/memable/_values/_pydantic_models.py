@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .._annotations import EMPTY
-from ._class_layouts import Default, Field, Layout
 from .._json import dumps
+from ._class_layouts import Default, Field, Layout
 from ._shape import Shape, UnfitError
 from ._type_reader import TypeReader, field_annotations
 from ._type_trees import JSON_DICT, STR, Kind, collection

@@ -15,6 +15,8 @@ from typing import Any, assert_never
 
 import attrs
 
+from .._json import JSON
+from .._qualified_name import qualified_name
 from ._class_layouts import layout_of
 from ._collection_shapes import (
     dict_shape,
@@ -27,10 +29,8 @@ from ._collection_shapes import (
     tuple_shape,
 )
 from ._field_shapes import fields_shape
-from .._json import JSON
 from ._leaves import EXACT_FLOAT, LEAVES
 from ._pydantic_models import foreign_shape, model_layout
-from .._qualified_name import qualified_name
 from ._recorded_types import narrow, parse_recorded, rename
 from ._shape import MAX_NESTING, TOO_DEEP, Shape, UnfitError
 from ._tagged_shapes import tagged_shape

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._collection_shapes import plain
 from .._json import JSON, dumps, loads
 from .._qualified_name import qualified_name
+from ._collection_shapes import plain
 from ._shape import Shape, UnfitError, refusal
 from ._user_hooks import Structure, Unstructure
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import attrs
 
 from .._errors import SerializationError
-from ._leaves import LEAVES
 from .._qualified_name import qualified_name
+from ._leaves import LEAVES
 
 
 class Kind(enum.Enum):

@@ -1,0 +1,128 @@
+"""
+memable: durable execution for trio, as a library.
+
+A workflow is a trio async function; each ``await ctx.step(key, fn, ...)`` in it is memoised under its key in an
+append-only log. After a crash the body runs again, and what has a memo is not run again.
+
+The modules, lowest level first: ``_errors``, ``_keys``, ``_records``, ``_retry``, ``_values``, ``_frames``,
+``_journal`` and ``_decide`` are a core of pure functions and values; ``_disk`` and ``_clock`` touch the world;
+``_store``, ``_run``, ``_step``, ``_context``, ``_supervisor``, ``_engine`` and ``_open`` are the trio shell around
+them.
+"""
+
+from ._context import Context
+from ._definition import Workflow, workflow
+from ._engine import Engine
+from ._error_info import ErrorInfo
+from ._errors import (
+    DuplicateKeyError,
+    DuplicateWorkflowError,
+    EngineStoppedError,
+    InstanceBusyError,
+    InstanceConflictError,
+    InstanceNotFoundError,
+    InvalidKeyError,
+    KeyKindError,
+    MemableError,
+    MisuseError,
+    NestedStepError,
+    NotDoneError,
+    PermanentError,
+    RecoveryLimitError,
+    RetriesExhaustedError,
+    RetriesExhaustedTimeoutError,
+    RetryableError,
+    RunEndedError,
+    SerializationError,
+    StaleRunningError,
+    StepFailedError,
+    StepTimeoutError,
+    StorageError,
+    StoreCorruptedError,
+    StoreLockedError,
+    StoreVersionError,
+    SuspendedStepConflictError,
+    TypeMismatchError,
+    UnknownKeyError,
+    WorkflowBlockedError,
+    WorkflowCancelledError,
+    WorkflowCodeError,
+    WorkflowFailedError,
+    WorkflowNotFoundError,
+)
+from ._invocation import Invocation, StatusStream
+from ._open import open_engine
+from ._retry import INHERIT, RetryPolicy
+from ._states import (
+    Blocked,
+    Cancelled,
+    Completed,
+    Failed,
+    InProgress,
+    MetadataStatus,
+    Started,
+    Suspended,
+    WorkflowMetadata,
+    WorkflowState,
+)
+from ._store.file import FileStore
+from ._store.memory import InMemoryStore
+
+__all__ = [
+    "INHERIT",
+    "Blocked",
+    "Cancelled",
+    "Completed",
+    "Context",
+    "DuplicateKeyError",
+    "DuplicateWorkflowError",
+    "Engine",
+    "EngineStoppedError",
+    "ErrorInfo",
+    "Failed",
+    "FileStore",
+    "InMemoryStore",
+    "InProgress",
+    "InstanceBusyError",
+    "InstanceConflictError",
+    "InstanceNotFoundError",
+    "InvalidKeyError",
+    "Invocation",
+    "KeyKindError",
+    "MemableError",
+    "MetadataStatus",
+    "MisuseError",
+    "NestedStepError",
+    "NotDoneError",
+    "PermanentError",
+    "RecoveryLimitError",
+    "RetriesExhaustedError",
+    "RetriesExhaustedTimeoutError",
+    "RetryPolicy",
+    "RetryableError",
+    "RunEndedError",
+    "SerializationError",
+    "StaleRunningError",
+    "Started",
+    "StatusStream",
+    "StepFailedError",
+    "StepTimeoutError",
+    "StorageError",
+    "StoreCorruptedError",
+    "StoreLockedError",
+    "StoreVersionError",
+    "Suspended",
+    "SuspendedStepConflictError",
+    "TypeMismatchError",
+    "UnknownKeyError",
+    "Workflow",
+    "WorkflowBlockedError",
+    "WorkflowCancelledError",
+    "WorkflowCodeError",
+    "WorkflowFailedError",
+    "WorkflowMetadata",
+    "WorkflowNotFoundError",
+    "WorkflowState",
+    "open_engine",
+    "workflow",
+]

@@ -1,0 +1,676 @@
+"""
+What hosts call: start, resume, cancel and look at instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple, overload
+
+import trio
+
+from ._context import Context
+from ._definition import Workflow
+from ._encoded import Encoded
+from ._entry import Entry
+from ._errors import (
+    DuplicateWorkflowError,
+    EngineStoppedError,
+    InstanceBusyError,
+    InstanceConflictError,
+    InstanceNotFoundError,
+    MisuseError,
+    SerializationError,
+    StaleRunningError,
+    StorageError,
+    TypeMismatchError,
+    UnknownKeyError,
+    WorkflowNotFoundError,
+)
+from ._ids import IdMaker
+from ._invocation import Invocation, StatusStream
+from ._journal import InstanceHeader, Journal, journal_of
+from ._json import canonical
+from ._keys import check_key
+from ._listing import ended_state, metadata_of, unfinished_state
+from ._numbers import is_count, is_number
+from ._records import (
+    CancelRequested,
+    InstanceCancelled,
+    InstanceCompleted,
+    InstanceRecord,
+    InstanceResumed,
+    InstanceStarted,
+    StepFailed,
+)
+from ._run import Run, Services, current_run
+from ._states import MetadataStatus, WorkflowMetadata, WorkflowState
+from ._supervisor import Supervisor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Args = TypeVarTuple("Args")
+
+
+class Engine:
+    """
+    Runs workflows over one store. Made by ``open_engine``; valid inside its block.
+
+    Every method that may touch the store is a checkpoint. Each raises ``EngineStoppedError`` once the block has been
+    left, ``StorageError`` if the store has failed, and ``InstanceNotFoundError`` for an instance that the store does
+    not have (``metadata`` aside).
+    """
+
+    def __init__(self, services: Services, supervisor: Supervisor, *, shutdown_timeout: float) -> None:
+        """
+        Bind an engine to its parts. Made by ``open_engine`` only.
+        """
+        self._services = services
+        self._supervisor = supervisor
+        self._shutdown_timeout = shutdown_timeout
+        self._ids = IdMaker()
+        self._is_closed = False
+
+    # Definitions ---------------------------------------------------------------------------------------------
+
+    def register(self, workflow: Workflow[..., Any]) -> None:
+        """
+        Add a definition and schedule what is recorded as unfinished of it; ``wait_all`` waits for that, too.
+
+        Args:
+            workflow: Made by ``@memable.workflow``. The same one again does nothing.
+
+        Raises:
+            MisuseError: *workflow* was not made by ``@memable.workflow``.
+            DuplicateWorkflowError: A different definition of this name is registered.
+            EngineStoppedError: The engine has stopped.
+        """
+        self._refuse_stopped("engine.register")
+        if self.add_definition(workflow):
+            self._supervisor.start_recovery((workflow.name,))
+
+    def add_definition(self, workflow: Workflow[..., Any]) -> bool:
+        """
+        Add a definition without scheduling anything; return whether it is new.
+
+        Raises:
+            MisuseError: *workflow* was not made by ``@memable.workflow``.
+            DuplicateWorkflowError: A different definition of this name is registered.
+        """
+        if not isinstance(workflow, Workflow):
+            raise MisuseError(problem=f"{workflow!r} is not a workflow; decorate its function with @memable.workflow")
+        known = self._supervisor.definitions.get(workflow.name)
+        if known is None:
+            self._supervisor.definitions[workflow.name] = workflow
+        elif known is not workflow:
+            raise DuplicateWorkflowError(workflow=workflow.name)
+        return known is None
+
+    # Starting ------------------------------------------------------------------------------------------------
+
+    @overload
+    async def invoke(
+        self,
+        workflow: Callable[[Context, *Args], Awaitable[R]],
+        *args: *Args,
+        instance_id: str | None = None,
+    ) -> Invocation[R]: ...
+
+    @overload
+    async def invoke(self, workflow: str, *args: object, instance_id: str | None = None) -> Invocation[Any]: ...
+
+    async def invoke(
+        self, workflow: Callable[..., Awaitable[Any]] | str, *args: object, instance_id: str | None = None
+    ) -> Invocation[Any]:
+        """
+        Start an instance, or find the one that was started with this id and input before. A checkpoint.
+
+        Args:
+            workflow: A registered workflow, or its name.
+            *args: Its arguments, without the context.
+            instance_id: Names the instance, and makes starting it idempotent: however often it is called, there is
+                one instance, until retention removes it. Left out, memable makes one that is unique and sorts by time.
+
+        Returns:
+            A handle. The instance may have ended long ago.
+
+        Raises:
+            InstanceConflictError: The instance exists with another input (compared as canonical JSON).
+            TypeError: The arguments do not fit the workflow's signature. Nothing is written.
+            SerializationError: An argument is not of its annotated type. Nothing is written.
+            InvalidKeyError: The id breaks the rule for ids.
+            WorkflowNotFoundError: The workflow is not registered.
+            WorkflowCodeError: Called inside a workflow's body without an id: it would start another one at each run.
+            EngineStoppedError: The engine is stopping.
+
+        Durability:
+            The start is durable when it returns.
+
+        Cancellation:
+            Acts before the start is written, or after it is durable: then the instance runs all the same.
+        """
+        self._refuse_anonymous(instance_id)
+        await trio.lowlevel.checkpoint()
+        self._refuse_stopped("engine.invoke")
+        definition = self._definition(workflow)
+        given = self._encode_input(definition, args)
+        if instance_id is None:
+            key = self._ids.make(self._services.clock.now())
+        else:
+            key = check_key("instance id", instance_id)
+            found = await self._find_entry(definition.name, key)
+            if found is not None:
+                await self._refuse_other_input(found, given)
+                return Invocation(self, found)
+            self._refuse_stopped("engine.invoke")
+        entry = self._supervisor.new_entry(definition.name, key, None)
+        await self._start(entry, given)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return Invocation(self, entry)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _start(self, entry: Entry, given: Encoded) -> None:
+        """Make a new instance durable and run it. Not a checkpoint for cancellation."""
+        store = self._services.store
+        entry.busy = True
+        try:
+            started = InstanceStarted(
+                instance=await store.allocate_number(),
+                seq=1,
+                at=self._services.clock.now(),
+                session=store.session,
+                workflow=entry.workflow,
+                instance_id=entry.instance_id,
+                input=given,
+            )
+            await self._append(started)
+            entry.header = await store.find(entry.workflow, entry.instance_id)
+            self._supervisor.start(entry, journal=Journal(started=started, seq=started.seq), is_first=True)
+        finally:
+            entry.busy = False
+            entry.notify()
+
+    def _encode_input(self, definition: Workflow[..., Any], args: tuple[object, ...]) -> Encoded:
+        try:
+            definition.signature.bind(*args)
+        except TypeError as error:
+            raise TypeError(f"workflow {definition.name!r}: {error}; its signature is {definition.signature}") from None
+        annotations = self._services.annotations.parameter_annotations(definition.fn, True, len(args))
+        try:
+            return self._services.codec.encode_arguments(args, annotations)
+        except SerializationError as error:
+            error.workflow = definition.name
+            raise
+
+    async def _refuse_other_input(self, entry: Entry, given: Encoded) -> None:
+        recorded = (await self._journal(entry)).started.input
+        if recorded != given and canonical(recorded.data) != canonical(given.data):
+            raise InstanceConflictError(workflow=entry.workflow, instance_id=entry.instance_id)
+
+    def _refuse_anonymous(self, instance_id: str | None) -> None:
+        run = self._calling_run()
+        if instance_id is None and run is not None:
+            problem = (
+                "engine.invoke without an instance_id inside a body would start another instance at each run; give an "
+                "instance_id, or use ctx.start(key, ...)"
+            )
+            raise run.blame(MisuseError(problem=problem, workflow=run.workflow_name, instance_id=run.instance_id))
+
+    @overload
+    async def get(self, workflow: Workflow[P, R], instance_id: str) -> Invocation[R]: ...
+
+    @overload
+    async def get(self, workflow: str, instance_id: str) -> Invocation[Any]: ...
+
+    async def get(self, workflow: Any, instance_id: str) -> Invocation[Any]:
+        """
+        Return a handle on an existing instance. A checkpoint.
+
+        Raises:
+            InstanceNotFoundError: The store has no such instance.
+        """
+        await trio.lowlevel.checkpoint()
+        return Invocation(self, await self.entry(_name_of(workflow), instance_id))
+
+    # Resuming ------------------------------------------------------------------------------------------------
+
+    @overload
+    async def resume(
+        self, workflow: Workflow[P, R], instance_id: str, *, forget: Collection[str] = (), anew: bool = False
+    ) -> Invocation[R]: ...
+
+    @overload
+    async def resume(
+        self, workflow: str, instance_id: str, *, forget: Collection[str] = (), anew: bool = False
+    ) -> Invocation[Any]: ...
+
+    async def resume(
+        self,
+        workflow: Any,
+        instance_id: str,
+        *,
+        forget: Collection[str] = (),
+        anew: bool = False,
+    ) -> Invocation[Any]:
+        """
+        Run a Failed, Cancelled, Blocked or interrupted instance again over its memos. A checkpoint.
+
+        The recorded failures that left the body are cleared, and their steps get a fresh retry budget. An instance
+        that executes, or is Completed with nothing to forget, is left as it is.
+
+        Args:
+            workflow: A registered workflow, or its name.
+            instance_id: The instance's id.
+            forget: Keys or paths whose memos are dropped first, to run those steps again, as a new generation.
+            anew: Drop all memos, as a new generation.
+
+        Returns:
+            A handle; ``state`` is the new run's.
+
+        Raises:
+            UnknownKeyError: *forget* names something that is not recorded. Nothing is changed.
+            InstanceBusyError: It executes, so nothing can be forgotten now.
+            InstanceNotFoundError: The store has no such instance.
+            WorkflowNotFoundError: The workflow is not registered.
+            EngineStoppedError: The engine is stopping.
+
+        Durability:
+            The request is durable when it returns: a crash after that resumes it all the same.
+
+        Cancellation:
+            Acts before the request is written, or after it is durable.
+        """
+        forgotten = _paths(forget)
+        await trio.lowlevel.checkpoint()
+        self._refuse_stopped("engine.resume")
+        definition = self._definition(workflow)
+        entry = await self.entry(definition.name, instance_id)
+        if self._supervisor.is_live(entry):
+            if forgotten or anew:
+                raise InstanceBusyError(
+                    workflow=entry.workflow, instance_id=entry.instance_id, operation="forgetting what is recorded"
+                )
+            return Invocation(self, entry)
+        header = _header(entry)
+        if header.status is MetadataStatus.COMPLETED and not forgotten and not anew:
+            return Invocation(self, entry)
+        await self._resume(entry, header, forgotten, anew)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return Invocation(self, entry)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _resume(self, entry: Entry, header: InstanceHeader, forgotten: tuple[str, ...], anew: bool) -> None:
+        entry.busy = True
+        try:
+            journal = await self._load(entry)
+            unknown = tuple(path for path in forgotten if not journal.knows(path))
+            if unknown:
+                raise UnknownKeyError(workflow=entry.workflow, instance_id=entry.instance_id, keys=unknown)
+            self._refuse_stopped("engine.resume")
+            record = InstanceResumed(
+                instance=header.number,
+                seq=header.seq + 1,
+                at=self._services.clock.now(),
+                session=self._services.store.session,
+                cleared=_cleared(journal),
+                forgotten=forgotten,
+                anew=anew,
+            )
+            await self._append(record)
+            journal.apply(record)
+            self._supervisor.start(entry, journal=journal)
+        finally:
+            entry.busy = False
+            entry.notify()
+
+    # Cancelling ----------------------------------------------------------------------------------------------
+
+    async def cancel(self, workflow: Workflow[..., Any] | str, instance_id: str, *, reason: str | None = None) -> bool:
+        """
+        Cancel an instance, and wait until it has ended. A checkpoint.
+
+        A running body is cancelled through its cancel scope; what it returns or raises then does not matter.
+
+        Args:
+            workflow: A workflow, or its name; it need not be registered.
+            instance_id: The instance's id.
+            reason: Why, for people.
+
+        Returns:
+            True if this call cancelled it; False if it had ended, or somebody else cancelled it.
+
+        Raises:
+            InstanceNotFoundError: The store has no such instance.
+            EngineStoppedError: The engine stopped before the instance had ended.
+
+        Durability:
+            The request is durable before anything is cancelled, and is carried out even if the process dies.
+
+        Cancellation:
+            Acts before the request is written, or while waiting for the end: it is carried out all the same.
+        """
+        if reason is not None:
+            if not isinstance(reason, str):
+                raise MisuseError(problem=f"the reason of a cancellation is a str, not {type(reason).__name__}")
+            # Of a subclass of str the text that it holds is recorded.
+            reason = str.__str__(reason)
+        await trio.lowlevel.checkpoint()
+        self._refuse_stopped("engine.cancel")
+        entry = await self.entry(_name_of(workflow), instance_id)
+        requested = False
+        while not (header := _header(entry)).status.is_terminal:
+            version = entry.version
+            run = entry.run
+            if requested or (run is not None and (run.cancel_request is not None or run.is_ending)):
+                pass
+            elif run is not None:
+                await self._request_cancel(header, run, reason)
+                requested = True
+                if run is self._calling_run():
+                    # Its end cannot be waited for inside it. Not shielded, this is as far as the caller gets.
+                    await trio.lowlevel.checkpoint()
+                    return True
+                continue
+            elif not entry.busy and not self._supervisor.is_live(entry):
+                await self._cancel_at_rest(entry, header, reason)
+                return True
+            if not await self.wait_entry_change(entry, version):
+                raise EngineStoppedError(operation=f"engine.cancel on instance {instance_id!r}")
+        return requested
+
+    @trio.lowlevel.enable_ki_protection
+    async def _request_cancel(self, header: InstanceHeader, run: Run, reason: str | None) -> None:
+        at = self._services.clock.now()
+        request = CancelRequested(instance=header.number, seq=run.next_seq(), at=at, reason=reason)
+        # Set before the record is on its way: however the body ends from here on, its record comes after this one.
+        run.cancel_request = request
+        await self._append(request)
+        run.cancel("cancelled")
+
+    @trio.lowlevel.enable_ki_protection
+    async def _cancel_at_rest(self, entry: Entry, header: InstanceHeader, reason: str | None) -> None:
+        at = self._services.clock.now()
+        number, seq = header.number, header.seq
+        entry.busy = True
+        try:
+            await self._append(
+                CancelRequested(instance=number, seq=seq + 1, at=at, reason=reason),
+                ended := InstanceCancelled(instance=number, seq=seq + 2, at=at, reason=reason),
+            )
+            entry.ending = ended
+        finally:
+            entry.busy = False
+            entry.notify()
+
+    # Looking -------------------------------------------------------------------------------------------------
+
+    async def state(self, workflow: Workflow[..., Any] | str, instance_id: str) -> WorkflowState:
+        """
+        Return the live state of an instance, else the recorded one. A checkpoint.
+        """
+        await trio.lowlevel.checkpoint()
+        return await self.entry_state(await self.entry(_name_of(workflow), instance_id))
+
+    async def metadata(self, workflow: Workflow[..., Any] | str, instance_id: str) -> WorkflowMetadata | None:
+        """
+        Return what is recorded of an instance, or None if the store has no such instance. A checkpoint.
+        """
+        await trio.lowlevel.checkpoint()
+        self._refuse_closed("engine.metadata")
+        header = await self._services.store.find(_name_of(workflow), check_key("instance id", instance_id))
+        return None if header is None else self._metadata(header)
+
+    async def list_instances(
+        self,
+        workflow: Workflow[..., Any] | str | None = None,
+        *,
+        status: MetadataStatus | None = None,
+        limit: int | None = None,
+        after: WorkflowMetadata | None = None,
+    ) -> list[WorkflowMetadata]:
+        """
+        Return what is recorded of many instances, in the order of their creation. A checkpoint.
+
+        Args:
+            workflow: Only instances of this workflow.
+            status: Only instances with this status.
+            limit: At most so many.
+            after: The last one of the page before.
+
+        Raises:
+            MisuseError: *limit*, *status* or *after* is not what it should be.
+        """
+        if limit is not None and not is_count(limit):
+            raise MisuseError(problem=f"limit is {limit!r}; give a number of instances, at least 0, or None for all")
+        if status is not None and not isinstance(status, MetadataStatus):
+            raise MisuseError(problem=f"status is {status!r}; give a memable.MetadataStatus, or None for all")
+        if after is not None and not isinstance(after, WorkflowMetadata):
+            raise MisuseError(problem=f"after is {after!r}; give the last memable.WorkflowMetadata of the page before")
+        await trio.lowlevel.checkpoint()
+        self._refuse_closed("engine.list_instances")
+        name = None if workflow is None else _name_of(workflow)
+        found: list[WorkflowMetadata] = []
+        for header in await self._services.store.headers(after=0 if after is None else after.number):
+            if limit is not None and len(found) >= limit:
+                break
+            if name is None or header.workflow == name:
+                metadata = self._metadata(header)
+                if status is None or metadata.status is status:
+                    found.append(metadata)
+        return found
+
+    def subscribe(self, workflow: Workflow[..., Any] | str, instance_id: str) -> StatusStream:
+        """
+        Return the states of an instance, the current one at once and then each change: see ``StatusStream``.
+        """
+        return StatusStream(self, _name_of(workflow), check_key("instance id", instance_id))
+
+    def _metadata(self, header: InstanceHeader) -> WorkflowMetadata:
+        entry = self._supervisor.known_entry(header.workflow, header.instance_id)
+        run = None if entry is None else entry.run
+        return metadata_of(header, None if run is None or header.status.is_terminal else run.state())
+
+    # Stopping ------------------------------------------------------------------------------------------------
+
+    async def wait_all(self) -> None:
+        """
+        Wait until no run is executing; runs that wait do not count. A checkpoint.
+
+        Raises:
+            RuntimeError: Called inside a workflow's body, which would wait for itself.
+        """
+        if self._calling_run() is not None:
+            raise RuntimeError("engine.wait_all inside a workflow's body would wait for itself; call it outside")
+        await self._supervisor.wait_idle()
+
+    async def stop(self, timeout: float | None = None) -> None:
+        """
+        Do early what leaving the block does. A checkpoint.
+
+        No new instances are accepted; runs that do not wait come to their end; after *timeout* they are cancelled and
+        stay Running, to be resumed at the next open. Inside a body it only begins that. May be called again.
+
+        Args:
+            timeout: Seconds; the engine's ``shutdown_timeout`` if left out.
+
+        Raises:
+            ValueError: *timeout* is negative or NaN.
+        """
+        timeout_s = self._shutdown_timeout if timeout is None else check_timeout("timeout", timeout)
+        if self._calling_run() is not None:
+            self._supervisor.start_drain(timeout_s)
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._supervisor.drain(timeout_s)
+
+    def close(self) -> None:
+        """
+        Refuse everything from now on: the block has been left.
+        """
+        self._is_closed = True
+
+    def _calling_run(self) -> Run | None:
+        """Return the run of this engine inside whose body, or a step of it, the current task was started."""
+        run = current_run.get()
+        return run if run is not None and run.services is self._services and not run.has_ended else None
+
+    def _refuse_stopped(self, operation: str) -> None:
+        if self._supervisor.is_stopping or self._is_closed:
+            run = self._calling_run()
+            if run is not None:
+                # A body that cannot go on because of the shutdown is not to be Failed by it.
+                run.cancel("stopping")
+            raise EngineStoppedError(operation=operation)
+
+    def _refuse_closed(self, operation: str) -> None:
+        if self._is_closed:
+            raise EngineStoppedError(operation=operation)
+
+    # What handles ask ----------------------------------------------------------------------------------------
+
+    async def entry(self, workflow: str, instance_id: str) -> Entry:
+        """
+        Return what is kept of an instance whose start is durable. For handles.
+
+        Raises:
+            InstanceNotFoundError: The store has no such instance.
+        """
+        self._refuse_closed(f"looking for instance {instance_id!r}")
+        found = await self._find_entry(workflow, check_key("instance id", instance_id))
+        if found is None:
+            raise InstanceNotFoundError(workflow=workflow, instance_id=instance_id)
+        return found
+
+    async def _find_entry(self, workflow: str, instance_id: str) -> Entry | None:
+        """Return what is kept of an instance, once nobody is in the middle of starting or resuming it."""
+        while (entry := self._supervisor.known_entry(workflow, instance_id)) is not None and entry.busy:
+            if not await self.wait_entry_change(entry, entry.version):
+                raise EngineStoppedError(operation=f"looking for instance {instance_id!r}")
+        if entry is not None and entry.header is not None:
+            return entry
+        header = await self._services.store.find(workflow, instance_id)
+        return None if header is None else self._supervisor.entry_of(header)
+
+    async def entry_state(self, entry: Entry) -> WorkflowState:
+        """
+        Return the live state of an instance, else the recorded one. For handles.
+        """
+        self._refuse_closed(f"the state of instance {entry.instance_id!r}")
+        header = _header(entry)
+        while True:
+            if entry.run is not None and not header.status.is_terminal:
+                return entry.run.state()
+            if header.status is MetadataStatus.RUNNING:
+                return unfinished_state(header)
+            if entry.ending is not None:
+                return ended_state(header, entry.ending, self._services.aliases)
+            await self._load_ending(entry)
+
+    async def entry_value(self, entry: Entry) -> Any:
+        """
+        Return the decoded output of a Completed instance. For handles.
+
+        Raises:
+            TypeMismatchError: It is recorded as another type than its workflow is annotated with now.
+        """
+        ending = entry.ending
+        assert isinstance(ending, InstanceCompleted)
+        definition = self._supervisor.definitions.get(entry.workflow)
+        annotation = Any if definition is None else self._services.annotations.return_annotation(definition.fn)
+        try:
+            return self._services.codec.decode(ending.value, annotation)
+        except TypeMismatchError as error:
+            error.workflow, error.instance_id = entry.workflow, entry.instance_id
+            raise
+
+    async def wait_entry_change(self, entry: Entry, version: int) -> bool:
+        """
+        Wait until an instance has changed since *version*; return False if the engine has stopped. For handles.
+        """
+        if self._supervisor.is_halted and not self._supervisor.is_live(entry):
+            return False
+        await entry.wait_change(version)
+        return True
+
+    def refuse_stale(self, entry: Entry) -> None:
+        """
+        Raise ``StaleRunningError`` if an instance is recorded as running, but is not running here. For handles.
+        """
+        is_running = self._supervisor.is_live(entry) or self._supervisor.is_recovering(entry.workflow)
+        if _header(entry).status is MetadataStatus.RUNNING and not is_running:
+            raise StaleRunningError(workflow=entry.workflow, instance_id=entry.instance_id)
+
+    async def _load_ending(self, entry: Entry) -> None:
+        journal = await self._load(entry)
+        if journal.seq == _header(entry).seq:
+            entry.ending = journal.ending or journal.blocked
+        # Else somebody has resumed or cancelled it meanwhile.
+
+    # The store -----------------------------------------------------------------------------------------------
+
+    async def _journal(self, entry: Entry) -> Journal:
+        return await self._load(entry) if entry.run is None else entry.run.journal
+
+    async def _load(self, entry: Entry) -> Journal:
+        try:
+            return journal_of(await self._services.store.load(_header(entry).number))
+        except StorageError as error:
+            self._supervisor.fail(error)
+            raise
+
+    async def _append(self, *records: InstanceRecord) -> None:
+        try:
+            await self._services.store.append(records)
+        except StorageError as error:
+            self._supervisor.fail(error)
+            raise
+
+    def _definition(self, workflow: Callable[..., Any] | str) -> Workflow[..., Any]:
+        definitions = self._supervisor.definitions
+        name = _name_of(workflow)
+        definition = definitions.get(name)
+        if definition is None or (isinstance(workflow, Workflow) and definition is not workflow):
+            raise WorkflowNotFoundError(workflow=name, registered=tuple(sorted(definitions)))
+        return definition
+
+
+def check_timeout(name: str, seconds: object) -> float:
+    """
+    Return *seconds* if it may be how long something is waited for.
+
+    Raises:
+        ValueError: It is negative, NaN or no number.
+    """
+    if is_number(seconds) and seconds >= 0:
+        return float(seconds)
+    raise ValueError(f"{name} must be a number of seconds, at least 0, not {seconds!r}")
+
+
+def _name_of(workflow: Callable[..., Any] | str) -> str:
+    if isinstance(workflow, Workflow):
+        return workflow.name
+    if isinstance(workflow, str):
+        return check_key("workflow name", workflow)
+    raise MisuseError(
+        problem=f"{workflow!r} is neither a workflow nor the name of one; decorate its function with @memable.workflow"
+    )
+
+
+def _header(entry: Entry) -> InstanceHeader:
+    assert entry.header is not None
+    return entry.header
+
+
+def _paths(forget: Collection[str]) -> tuple[str, ...]:
+    # A str is a collection of str, too, and never what was meant.
+    if isinstance(forget, str) or not all(isinstance(path, str) for path in forget):
+        raise MisuseError(problem=f"forget is {forget!r}; give a list of keys or paths, for example ['fetch:v1']")
+    return tuple(dict.fromkeys(forget))
+
+
+def _cleared(journal: Journal) -> tuple[str, ...]:
+    """Return the paths of the recorded failures that left the body when it ended, to be given another chance."""
+    ended = journal.ending or journal.blocked
+    if ended is None or isinstance(ended, InstanceCompleted):
+        return ()
+    return tuple(path for path in ended.failed_paths if isinstance(journal.memos.get(path), StepFailed))

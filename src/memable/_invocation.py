@@ -1,0 +1,210 @@
+"""
+Handles on instances, for those who started them and those who watch.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import trio
+
+from ._entry import Entry
+from ._errors import EngineStoppedError, WorkflowBlockedError, WorkflowCancelledError, WorkflowFailedError
+from ._states import Blocked, Cancelled, Failed, Suspended, WorkflowState
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Host(Protocol):
+    """
+    What a handle asks of its engine.
+    """
+
+    async def entry(self, workflow: str, instance_id: str) -> Entry:
+        """
+        Return what is kept of an instance, or raise ``InstanceNotFoundError``.
+        """
+        ...
+
+    async def entry_state(self, entry: Entry) -> WorkflowState:
+        """
+        Return its live state, else the recorded one.
+        """
+        ...
+
+    async def entry_value(self, entry: Entry) -> Any:
+        """
+        Return the decoded output of a Completed instance.
+        """
+        ...
+
+    async def wait_entry_change(self, entry: Entry, version: int) -> bool:
+        """
+        Wait until the instance has changed since that version, or the engine has stopped: then return False.
+        """
+        ...
+
+    def refuse_stale(self, entry: Entry) -> None:
+        """
+        Raise ``StaleRunningError`` if the instance is recorded as running, but is not running here.
+        """
+        ...
+
+
+class Invocation(Generic[R_co]):
+    """
+    A handle on one instance. Dropping it changes nothing.
+    """
+
+    __slots__ = ("_entry", "_host")
+
+    def __init__(self, host: Host, entry: Entry) -> None:
+        """
+        Bind a handle. Made by the engine only.
+        """
+        self._host = host
+        self._entry = entry
+
+    def __repr__(self) -> str:
+        return f"<memable.Invocation of workflow {self.workflow_name!r}, instance {self.instance_id!r}>"
+
+    @property
+    def workflow_name(self) -> str:
+        """
+        Name of the workflow.
+        """
+        return self._entry.workflow
+
+    @property
+    def instance_id(self) -> str:
+        """
+        Id of the instance.
+        """
+        return self._entry.instance_id
+
+    async def state(self) -> WorkflowState:
+        """
+        Return the live state, else the recorded one. A checkpoint.
+
+        Raises:
+            EngineStoppedError: The engine's block has been left.
+            StorageError: The journal cannot be read.
+        """
+        await trio.lowlevel.checkpoint()
+        return await self._host.entry_state(self._entry)
+
+    async def wait(self) -> WorkflowState:
+        """
+        Wait until the instance has ended, is Suspended or is Blocked, and return that state. A checkpoint.
+
+        Raises:
+            EngineStoppedError: The engine stopped before that.
+            StorageError: The journal cannot be read.
+        """
+        return await self._wait_for((Suspended, Blocked), "Invocation.wait")
+
+    async def result(self) -> R_co:
+        """
+        Wait for the end, through suspensions, and return what the body returned. A checkpoint.
+
+        Raises:
+            WorkflowFailedError: It ended as Failed.
+            WorkflowCancelledError: It ended as Cancelled.
+            WorkflowBlockedError: It is Blocked.
+            TypeMismatchError: Its output is recorded as another type than its workflow is annotated with now.
+            EngineStoppedError: The engine stopped before that.
+            StorageError: The journal cannot be read.
+
+        Cancellation:
+            The instance goes on.
+        """
+        state = await self._wait_for((Blocked,), "Invocation.result")
+        match state:
+            case Failed(error):
+                raise WorkflowFailedError(workflow=self.workflow_name, instance_id=self.instance_id, error=error)
+            case Cancelled(reason):
+                raise WorkflowCancelledError(workflow=self.workflow_name, instance_id=self.instance_id, reason=reason)
+            case Blocked(key, error):
+                raise WorkflowBlockedError(
+                    workflow=self.workflow_name, instance_id=self.instance_id, key=key, error=error
+                )
+        value: R_co = await self._host.entry_value(self._entry)
+        return value
+
+    def states(self) -> StatusStream:
+        """
+        Return the current state and each change as an async iterable: see ``StatusStream``.
+        """
+        return StatusStream(self._host, self.workflow_name, self.instance_id)
+
+    async def _wait_for(self, classes: tuple[type[WorkflowState], ...], operation: str) -> WorkflowState:
+        await trio.lowlevel.checkpoint()
+        while True:
+            version = self._entry.version
+            state = await self._host.entry_state(self._entry)
+            if state.is_terminal or isinstance(state, classes):
+                return state
+            if not await self._host.wait_entry_change(self._entry, version):
+                raise EngineStoppedError(operation=f"{operation} on instance {self.instance_id!r}")
+
+
+class StatusStream:
+    """
+    The states of an instance: the current one at once, then each change, latest wins, until a terminal one.
+
+    A slow reader skips states; it never blocks a workflow and never lets memory grow. An async iterable and an async
+    context manager.
+    """
+
+    __slots__ = ("_entry", "_host", "_instance_id", "_last", "_workflow")
+
+    def __init__(self, host: Host, workflow: str, instance_id: str) -> None:
+        """
+        Bind a stream. Made by the engine only.
+        """
+        self._host = host
+        self._workflow = workflow
+        self._instance_id = instance_id
+        self._entry: Entry | None = None
+        self._last: WorkflowState | None = None
+
+    async def __aenter__(self) -> Self:
+        await trio.lowlevel.checkpoint()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def __aiter__(self) -> StatusStream:
+        return self
+
+    async def __anext__(self) -> WorkflowState:
+        """
+        Wait for the next state. A checkpoint.
+
+        Raises:
+            InstanceNotFoundError: At the first one: the store has no such instance.
+            StaleRunningError: At the first one: recorded as running, but not running here.
+            EngineStoppedError: The engine stopped before there was another state.
+        """
+        await trio.lowlevel.checkpoint()
+        if self._entry is None:
+            entry = await self._host.entry(self._workflow, self._instance_id)
+            self._host.refuse_stale(entry)
+            self._entry = entry
+        if self._last is not None and self._last.is_terminal:
+            raise StopAsyncIteration
+        while True:
+            version = self._entry.version
+            state = await self._host.entry_state(self._entry)
+            if state != self._last:
+                self._last = state
+                return state
+            if not await self._host.wait_entry_change(self._entry, version):
+                raise EngineStoppedError(operation=f"the states of instance {self._instance_id!r}")

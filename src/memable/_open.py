@@ -1,0 +1,232 @@
+"""
+Opens an engine: checks the settings, recovers the store, and sees to every way out of the user's block.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+import cattrs
+import trio
+
+from ._annotations import AnnotationCache
+from ._clock import current_clock
+from ._definition import Workflow, check_retention
+from ._engine import Engine, check_timeout
+from ._errors import StorageError
+from ._retry import RetryPolicy
+from ._run import Services
+from ._states import MetadataStatus
+from ._store._protocol import OpenStore, Store
+from ._store.file import FileStore
+from ._supervisor import Supervisor, logger
+from ._values._codec import Codec
+
+#: Where records are kept if nothing else is said.
+STORE_VARIABLE = "MEMABLE_STORE"
+DEFAULT_STORE = "./memable-data"
+
+DEFAULT_MAX_VALUE_BYTES = 64 * 2**20
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Uninterrupted(AbstractAsyncContextManager[T]):
+    """
+    Holds control-C back while a context manager is entered or left: halfway through, it could not be left any more.
+    """
+
+    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
+        self._manager = manager
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> T:
+        return await self._manager.__aenter__()
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        exc_traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._manager.__aexit__(exc_type, exc, exc_traceback)
+
+
+def _uninterrupted(
+    open_it: Callable[P, AbstractAsyncContextManager[T]],
+) -> Callable[P, AbstractAsyncContextManager[T]]:
+    @functools.wraps(open_it)
+    def opening(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[T]:
+        return _Uninterrupted(open_it(*args, **kwargs))
+
+    return opening
+
+
+@_uninterrupted
+@asynccontextmanager
+async def open_engine(
+    store: str | os.PathLike[str] | Store | None = None,
+    *,
+    workflows: Iterable[Workflow[..., Any]] = (),
+    default_retry: RetryPolicy | None = None,
+    resume_on_start: bool = True,
+    shutdown_timeout: float = math.inf,
+    retention: float | None = None,
+    max_parked: int = 1000,
+    max_recoveries: int = 100,
+    converter: cattrs.Converter | None = None,
+    aliases: Mapping[str, type] = {},
+    max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
+) -> AsyncIterator[Engine]:
+    """
+    Open a store, recover what is unfinished in it, and run workflows over it until the block is left.
+
+    Left normally, it waits for the runs that do not wait themselves, up to *shutdown_timeout*; left by an exception
+    or a cancellation, it cancels all runs at once. What has not ended stays Running, and goes on at the next open.
+
+    Args:
+        store: A directory, created if missing; a ``FileStore`` or an ``InMemoryStore``. Left out:
+            ``$MEMABLE_STORE``, else ``./memable-data``.
+        workflows: The definitions to register. Unfinished instances of others stay as they are.
+        default_retry: The policy of steps that do not give one; None for no retries.
+        resume_on_start: Whether unfinished instances of the registered workflows run again on entry.
+        shutdown_timeout: Seconds for which leaving the block normally waits for runs.
+        retention: Seconds for which ended instances are kept; None for ever. (Recorded as the engine's wish: the
+            clean-up itself comes with a later release.)
+        max_parked: How many waiting runs keep their tasks. (All of them do until passivation comes with a later
+            release.)
+        max_recoveries: An instance that was running at so many crashes in a row is Blocked.
+        converter: A cattrs converter whose hooks are used for values.
+        aliases: What recorded classes are called now: recorded name to class.
+        max_value_bytes: A value that takes more, encoded, is refused.
+
+    Yields:
+        The engine, with all unfinished instances scheduled.
+
+    Raises:
+        StoreLockedError: Another engine has the store open.
+        StorageError: The store cannot be opened, or failed while it was in use: nothing after that was acknowledged.
+        BaseException: What the block raised, as itself. What a workflow raised and no workflow may handle, such as
+            ``KeyboardInterrupt``; several of those together come in a group.
+    """
+    _check_settings(default_retry, max_parked, max_recoveries, max_value_bytes)
+    check_retention(retention)
+    shutdown_s = check_timeout("shutdown_timeout", shutdown_timeout)
+    codec = Codec(converter=converter, aliases=aliases, max_value_bytes=max_value_bytes)
+    clock = current_clock()
+    fatal: list[BaseException] = []
+    left_by: BaseException | None = None
+    try:
+        async with _as_store(store).open(clock) as opened, trio.open_nursery() as nursery:
+            block_scope = trio.CancelScope()
+            supervisor: Supervisor
+
+            def fail(error: StorageError) -> None:
+                supervisor.fail(error)
+
+            services = Services(
+                store=opened,
+                clock=clock,
+                codec=codec,
+                annotations=AnnotationCache(),
+                aliases=aliases,
+                default_retry=default_retry,
+                uniform=random.Random().random,  # noqa: S311 - spreads retries, guards nothing
+                fail=fail,
+            )
+            supervisor = Supervisor(services, nursery, block_scope, fatal, max_recoveries=max_recoveries)
+            engine = Engine(services, supervisor, shutdown_timeout=shutdown_s)
+            try:
+                with block_scope:
+                    for workflow in workflows:
+                        engine.add_definition(workflow)
+                    await _log_unregistered(opened, supervisor)
+                    if resume_on_start:
+                        await supervisor.begin_recovery(frozenset(supervisor.definitions))()
+                    yield engine
+                    await supervisor.drain(shutdown_s)
+            except BaseException as error:  # noqa: BLE001 - raised below
+                # Kept as itself: the nursery would wrap it in a group. Raised below.
+                left_by = error
+            supervisor.is_stopping = True
+            supervisor.halt()
+            await supervisor.wait_empty()
+            engine.close()
+    except trio.Cancelled as error:
+        # From opening the store; what the block raised says more than that closing it was cancelled, too.
+        left_by = error if left_by is None else left_by
+    except BaseException as error:  # noqa: BLE001 - raised below
+        # From opening or closing the store. What it failed with first is why it cannot be closed.
+        if not (isinstance(error, StorageError) and any(isinstance(one, StorageError) for one in fatal)):
+            fatal.append(error)
+    _raise_what_happened(fatal, left_by)
+
+
+def _raise_what_happened(fatal: list[BaseException], left_by: BaseException | None) -> None:
+    """Raise what is fatal, with what left the block as its context; else what left the block; else nothing."""
+    if not fatal:
+        if left_by is not None:
+            raise left_by
+        return
+    failure = fatal[0] if len(fatal) == 1 else BaseExceptionGroup("several failures stopped the engine", fatal)
+    if left_by is None:
+        # The Cancelled by which the engine ended the block is no context of anything.
+        context = failure.__context__
+        try:
+            raise failure
+        finally:
+            failure.__context__ = context
+    try:
+        raise left_by
+    except BaseException:  # noqa: BLE001 - another one is raised
+        # Raised here, Python sets the context, and makes no circle where the one was made of the other.
+        raise failure  # noqa: B904 - not its cause
+
+
+def _as_store(store: str | os.PathLike[str] | Store | None) -> Store:
+    if store is None:
+        store = os.environ.get(STORE_VARIABLE) or DEFAULT_STORE
+    if isinstance(store, (str, os.PathLike)):
+        return FileStore(store)
+    # A class has the methods of its objects, but is none of them.
+    given: object = store
+    if isinstance(given, Store) and not isinstance(given, type):
+        return given
+    raise TypeError(f"store must be a path, a FileStore or an InMemoryStore, not {store!r}")
+
+
+def _check_settings(default_retry: object, max_parked: object, max_recoveries: object, max_value_bytes: object) -> None:
+    if default_retry is not None and not isinstance(default_retry, RetryPolicy):
+        raise TypeError(f"default_retry must be a memable.RetryPolicy or None, not {default_retry!r}")
+    for name, value, least in (
+        ("max_parked", max_parked, 0),
+        ("max_recoveries", max_recoveries, 1),
+        ("max_value_bytes", max_value_bytes, 1),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an int, at least {least}, not {value!r}")
+
+
+async def _log_unregistered(store: OpenStore, supervisor: Supervisor) -> None:
+    counts: dict[str, int] = {}
+    for header in await store.headers():
+        unfinished = header.status in (MetadataStatus.RUNNING, MetadataStatus.BLOCKED)
+        if unfinished and header.workflow not in supervisor.definitions:
+            counts[header.workflow] = counts.get(header.workflow, 0) + 1
+    if counts:
+        told = ", ".join(f"{name!r}: {count}" for name, count in sorted(counts.items()))
+        logger.warning(
+            "%s: unfinished instances of workflows that are not registered stay as they are (%s); register their "
+            "workflows to continue them",
+            store.location,
+            told,
+        )
