@@ -18,32 +18,29 @@ from ._errors import (
     EngineStoppedError,
     InstanceBusyError,
     InstanceConflictError,
-    InstanceNotFoundError,
     MisuseError,
     SerializationError,
-    StaleRunningError,
-    StorageError,
-    TypeMismatchError,
     UnknownKeyError,
     WorkflowNotFoundError,
 )
 from ._ids import IdMaker
+from ._instances import Instances, header_of_entry
 from ._invocation import Invocation, StatusStream
-from ._journal import InstanceHeader, Journal, journal_of
+from ._journal import InstanceHeader, Journal
 from ._json import canonical
 from ._keys import check_key
-from ._listing import ended_state, metadata_of, unfinished_state
+from ._listing import metadata_of
 from ._numbers import is_count, is_number
 from ._records import (
     CancelRequested,
     InstanceCancelled,
     InstanceCompleted,
-    InstanceRecord,
     InstanceResumed,
     InstanceStarted,
     StepFailed,
 )
-from ._run import Run, Services, current_run
+from ._run import Run, current_run
+from ._services import Services
 from ._states import MetadataStatus, WorkflowMetadata, WorkflowState
 from ._supervisor import Supervisor
 
@@ -68,8 +65,8 @@ class Engine:
         self._services = services
         self._supervisor = supervisor
         self._shutdown_timeout = shutdown_timeout
+        self._instances = Instances(services, supervisor)
         self._ids = IdMaker()
-        self._is_closed = False
 
     # Definitions ---------------------------------------------------------------------------------------------
 
@@ -158,15 +155,15 @@ class Engine:
             key = self._ids.make(self._services.clock.now())
         else:
             key = check_key("instance id", instance_id)
-            found = await self._find_entry(definition.name, key)
+            found = await self._instances.find_entry(definition.name, key)
             if found is not None:
                 await self._refuse_other_input(found, given)
-                return Invocation(self, found)
+                return Invocation(self._instances, found)
             self._refuse_stopped("engine.invoke")
         entry = self._supervisor.new_entry(definition.name, key, None)
         await self._start(entry, given)
         await trio.lowlevel.checkpoint_if_cancelled()
-        return Invocation(self, entry)
+        return Invocation(self._instances, entry)
 
     @trio.lowlevel.enable_ki_protection
     async def _start(self, entry: Entry, given: Encoded) -> None:
@@ -183,7 +180,7 @@ class Engine:
                 instance_id=entry.instance_id,
                 input=given,
             )
-            await self._append(started)
+            await self._instances.append(started)
             entry.header = await store.find(entry.workflow, entry.instance_id)
             self._supervisor.start(entry, journal=Journal(started=started, seq=started.seq), is_first=True)
         finally:
@@ -203,7 +200,7 @@ class Engine:
             raise
 
     async def _refuse_other_input(self, entry: Entry, given: Encoded) -> None:
-        recorded = (await self._journal(entry)).started.input
+        recorded = (await self._instances.journal(entry)).started.input
         if recorded != given and canonical(recorded.data) != canonical(given.data):
             raise InstanceConflictError(workflow=entry.workflow, instance_id=entry.instance_id)
 
@@ -230,7 +227,7 @@ class Engine:
             InstanceNotFoundError: The store has no such instance.
         """
         await trio.lowlevel.checkpoint()
-        return Invocation(self, await self.entry(_name_of(workflow), instance_id))
+        return Invocation(self._instances, await self._instances.entry(_name_of(workflow), instance_id))
 
     # Resuming ------------------------------------------------------------------------------------------------
 
@@ -284,25 +281,25 @@ class Engine:
         await trio.lowlevel.checkpoint()
         self._refuse_stopped("engine.resume")
         definition = self._definition(workflow)
-        entry = await self.entry(definition.name, instance_id)
+        entry = await self._instances.entry(definition.name, instance_id)
         if self._supervisor.is_live(entry):
             if forgotten or anew:
                 raise InstanceBusyError(
                     workflow=entry.workflow, instance_id=entry.instance_id, operation="forgetting what is recorded"
                 )
-            return Invocation(self, entry)
-        header = _header(entry)
+            return Invocation(self._instances, entry)
+        header = header_of_entry(entry)
         if header.status is MetadataStatus.COMPLETED and not forgotten and not anew:
-            return Invocation(self, entry)
+            return Invocation(self._instances, entry)
         await self._resume(entry, header, forgotten, anew)
         await trio.lowlevel.checkpoint_if_cancelled()
-        return Invocation(self, entry)
+        return Invocation(self._instances, entry)
 
     @trio.lowlevel.enable_ki_protection
     async def _resume(self, entry: Entry, header: InstanceHeader, forgotten: tuple[str, ...], anew: bool) -> None:
         entry.busy = True
         try:
-            journal = await self._load(entry)
+            journal = await self._instances.load(entry)
             unknown = tuple(path for path in forgotten if not journal.knows(path))
             if unknown:
                 raise UnknownKeyError(workflow=entry.workflow, instance_id=entry.instance_id, keys=unknown)
@@ -316,7 +313,7 @@ class Engine:
                 forgotten=forgotten,
                 anew=anew,
             )
-            await self._append(record)
+            await self._instances.append(record)
             journal.apply(record)
             self._supervisor.start(entry, journal=journal)
         finally:
@@ -356,9 +353,9 @@ class Engine:
             reason = str.__str__(reason)
         await trio.lowlevel.checkpoint()
         self._refuse_stopped("engine.cancel")
-        entry = await self.entry(_name_of(workflow), instance_id)
+        entry = await self._instances.entry(_name_of(workflow), instance_id)
         requested = False
-        while not (header := _header(entry)).status.is_terminal:
+        while not (header := header_of_entry(entry)).status.is_terminal:
             version = entry.version
             run = entry.run
             if requested or (run is not None and (run.cancel_request is not None or run.is_ending)):
@@ -374,7 +371,7 @@ class Engine:
             elif not entry.busy and not self._supervisor.is_live(entry):
                 await self._cancel_at_rest(entry, header, reason)
                 return True
-            if not await self.wait_entry_change(entry, version):
+            if not await self._instances.wait_entry_change(entry, version):
                 raise EngineStoppedError(operation=f"engine.cancel on instance {instance_id!r}")
         return requested
 
@@ -384,7 +381,7 @@ class Engine:
         request = CancelRequested(instance=header.number, seq=run.next_seq(), at=at, reason=reason)
         # Set before the record is on its way: however the body ends from here on, its record comes after this one.
         run.cancel_request = request
-        await self._append(request)
+        await self._instances.append(request)
         run.cancel("cancelled")
 
     @trio.lowlevel.enable_ki_protection
@@ -393,7 +390,7 @@ class Engine:
         number, seq = header.number, header.seq
         entry.busy = True
         try:
-            await self._append(
+            await self._instances.append(
                 CancelRequested(instance=number, seq=seq + 1, at=at, reason=reason),
                 ended := InstanceCancelled(instance=number, seq=seq + 2, at=at, reason=reason),
             )
@@ -409,14 +406,14 @@ class Engine:
         Return the live state of an instance, else the recorded one. A checkpoint.
         """
         await trio.lowlevel.checkpoint()
-        return await self.entry_state(await self.entry(_name_of(workflow), instance_id))
+        return await self._instances.entry_state(await self._instances.entry(_name_of(workflow), instance_id))
 
     async def metadata(self, workflow: Workflow[..., Any] | str, instance_id: str) -> WorkflowMetadata | None:
         """
         Return what is recorded of an instance, or None if the store has no such instance. A checkpoint.
         """
         await trio.lowlevel.checkpoint()
-        self._refuse_closed("engine.metadata")
+        self._instances.refuse_closed("engine.metadata")
         header = await self._services.store.find(_name_of(workflow), check_key("instance id", instance_id))
         return None if header is None else self._metadata(header)
 
@@ -447,7 +444,7 @@ class Engine:
         if after is not None and not isinstance(after, WorkflowMetadata):
             raise MisuseError(problem=f"after is {after!r}; give the last memable.WorkflowMetadata of the page before")
         await trio.lowlevel.checkpoint()
-        self._refuse_closed("engine.list_instances")
+        self._instances.refuse_closed("engine.list_instances")
         name = None if workflow is None else _name_of(workflow)
         found: list[WorkflowMetadata] = []
         for header in await self._services.store.headers(after=0 if after is None else after.number):
@@ -463,7 +460,7 @@ class Engine:
         """
         Return the states of an instance, the current one at once and then each change: see ``StatusStream``.
         """
-        return StatusStream(self, _name_of(workflow), check_key("instance id", instance_id))
+        return StatusStream(self._instances, _name_of(workflow), check_key("instance id", instance_id))
 
     def _metadata(self, header: InstanceHeader) -> WorkflowMetadata:
         entry = self._supervisor.known_entry(header.workflow, header.instance_id)
@@ -507,7 +504,7 @@ class Engine:
         """
         Refuse everything from now on: the block has been left.
         """
-        self._is_closed = True
+        self._instances.close()
 
     def _calling_run(self) -> Run | None:
         """Return the run of this engine inside whose body, or a step of it, the current task was started."""
@@ -515,115 +512,14 @@ class Engine:
         return run if run is not None and run.services is self._services and not run.has_ended else None
 
     def _refuse_stopped(self, operation: str) -> None:
-        if self._supervisor.is_stopping or self._is_closed:
+        if self._supervisor.is_stopping or self._instances.is_closed:
             run = self._calling_run()
             if run is not None:
                 # A body that cannot go on because of the shutdown is not to be Failed by it.
                 run.cancel("stopping")
             raise EngineStoppedError(operation=operation)
 
-    def _refuse_closed(self, operation: str) -> None:
-        if self._is_closed:
-            raise EngineStoppedError(operation=operation)
-
-    # What handles ask ----------------------------------------------------------------------------------------
-
-    async def entry(self, workflow: str, instance_id: str) -> Entry:
-        """
-        Return what is kept of an instance whose start is durable. For handles.
-
-        Raises:
-            InstanceNotFoundError: The store has no such instance.
-        """
-        self._refuse_closed(f"looking for instance {instance_id!r}")
-        found = await self._find_entry(workflow, check_key("instance id", instance_id))
-        if found is None:
-            raise InstanceNotFoundError(workflow=workflow, instance_id=instance_id)
-        return found
-
-    async def _find_entry(self, workflow: str, instance_id: str) -> Entry | None:
-        """Return what is kept of an instance, once nobody is in the middle of starting or resuming it."""
-        while (entry := self._supervisor.known_entry(workflow, instance_id)) is not None and entry.busy:
-            if not await self.wait_entry_change(entry, entry.version):
-                raise EngineStoppedError(operation=f"looking for instance {instance_id!r}")
-        if entry is not None and entry.header is not None:
-            return entry
-        header = await self._services.store.find(workflow, instance_id)
-        return None if header is None else self._supervisor.entry_of(header)
-
-    async def entry_state(self, entry: Entry) -> WorkflowState:
-        """
-        Return the live state of an instance, else the recorded one. For handles.
-        """
-        self._refuse_closed(f"the state of instance {entry.instance_id!r}")
-        header = _header(entry)
-        while True:
-            if entry.run is not None and not header.status.is_terminal:
-                return entry.run.state()
-            if header.status is MetadataStatus.RUNNING:
-                return unfinished_state(header)
-            if entry.ending is not None:
-                return ended_state(header, entry.ending, self._services.aliases)
-            await self._load_ending(entry)
-
-    async def entry_value(self, entry: Entry) -> Any:
-        """
-        Return the decoded output of a Completed instance. For handles.
-
-        Raises:
-            TypeMismatchError: It is recorded as another type than its workflow is annotated with now.
-        """
-        ending = entry.ending
-        assert isinstance(ending, InstanceCompleted)
-        definition = self._supervisor.definitions.get(entry.workflow)
-        annotation = Any if definition is None else self._services.annotations.return_annotation(definition.fn)
-        try:
-            return self._services.codec.decode(ending.value, annotation)
-        except TypeMismatchError as error:
-            error.workflow, error.instance_id = entry.workflow, entry.instance_id
-            raise
-
-    async def wait_entry_change(self, entry: Entry, version: int) -> bool:
-        """
-        Wait until an instance has changed since *version*; return False if the engine has stopped. For handles.
-        """
-        if self._supervisor.is_halted and not self._supervisor.is_live(entry):
-            return False
-        await entry.wait_change(version)
-        return True
-
-    def refuse_stale(self, entry: Entry) -> None:
-        """
-        Raise ``StaleRunningError`` if an instance is recorded as running, but is not running here. For handles.
-        """
-        is_running = self._supervisor.is_live(entry) or self._supervisor.is_recovering(entry.workflow)
-        if _header(entry).status is MetadataStatus.RUNNING and not is_running:
-            raise StaleRunningError(workflow=entry.workflow, instance_id=entry.instance_id)
-
-    async def _load_ending(self, entry: Entry) -> None:
-        journal = await self._load(entry)
-        if journal.seq == _header(entry).seq:
-            entry.ending = journal.ending or journal.blocked
-        # Else somebody has resumed or cancelled it meanwhile.
-
-    # The store -----------------------------------------------------------------------------------------------
-
-    async def _journal(self, entry: Entry) -> Journal:
-        return await self._load(entry) if entry.run is None else entry.run.journal
-
-    async def _load(self, entry: Entry) -> Journal:
-        try:
-            return journal_of(await self._services.store.load(_header(entry).number))
-        except StorageError as error:
-            self._supervisor.fail(error)
-            raise
-
-    async def _append(self, *records: InstanceRecord) -> None:
-        try:
-            await self._services.store.append(records)
-        except StorageError as error:
-            self._supervisor.fail(error)
-            raise
+    # Definitions and names -----------------------------------------------------------------------------------
 
     def _definition(self, workflow: Callable[..., Any] | str) -> Workflow[..., Any]:
         definitions = self._supervisor.definitions
@@ -654,11 +550,6 @@ def _name_of(workflow: Callable[..., Any] | str) -> str:
     raise MisuseError(
         problem=f"{workflow!r} is neither a workflow nor the name of one; decorate its function with @memable.workflow"
     )
-
-
-def _header(entry: Entry) -> InstanceHeader:
-    assert entry.header is not None
-    return entry.header
 
 
 def _paths(forget: Collection[str]) -> tuple[str, ...]:

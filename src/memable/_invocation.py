@@ -5,51 +5,16 @@ Handles on instances, for those who started them and those who watch.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import trio
 
 from ._entry import Entry
 from ._errors import EngineStoppedError, WorkflowBlockedError, WorkflowCancelledError, WorkflowFailedError
+from ._instances import Instances
 from ._states import Blocked, Cancelled, Failed, Suspended, WorkflowState
 
 R_co = TypeVar("R_co", covariant=True)
-
-
-class Host(Protocol):
-    """
-    What a handle asks of its engine.
-    """
-
-    async def entry(self, workflow: str, instance_id: str) -> Entry:
-        """
-        Return what is kept of an instance, or raise ``InstanceNotFoundError``.
-        """
-        ...
-
-    async def entry_state(self, entry: Entry) -> WorkflowState:
-        """
-        Return its live state, else the recorded one.
-        """
-        ...
-
-    async def entry_value(self, entry: Entry) -> Any:
-        """
-        Return the decoded output of a Completed instance.
-        """
-        ...
-
-    async def wait_entry_change(self, entry: Entry, version: int) -> bool:
-        """
-        Wait until the instance has changed since that version, or the engine has stopped: then return False.
-        """
-        ...
-
-    def refuse_stale(self, entry: Entry) -> None:
-        """
-        Raise ``StaleRunningError`` if the instance is recorded as running, but is not running here.
-        """
-        ...
 
 
 class Invocation(Generic[R_co]):
@@ -57,13 +22,13 @@ class Invocation(Generic[R_co]):
     A handle on one instance. Dropping it changes nothing.
     """
 
-    __slots__ = ("_entry", "_host")
+    __slots__ = ("_entry", "_instances")
 
-    def __init__(self, host: Host, entry: Entry) -> None:
+    def __init__(self, instances: Instances, entry: Entry) -> None:
         """
         Bind a handle. Made by the engine only.
         """
-        self._host = host
+        self._instances = instances
         self._entry = entry
 
     def __repr__(self) -> str:
@@ -92,7 +57,7 @@ class Invocation(Generic[R_co]):
             StorageError: The journal cannot be read.
         """
         await trio.lowlevel.checkpoint()
-        return await self._host.entry_state(self._entry)
+        return await self._instances.entry_state(self._entry)
 
     async def wait(self) -> WorkflowState:
         """
@@ -129,23 +94,23 @@ class Invocation(Generic[R_co]):
                 raise WorkflowBlockedError(
                     workflow=self.workflow_name, instance_id=self.instance_id, key=key, error=error
                 )
-        value: R_co = await self._host.entry_value(self._entry)
+        value: R_co = await self._instances.entry_value(self._entry)
         return value
 
     def states(self) -> StatusStream:
         """
         Return the current state and each change as an async iterable: see ``StatusStream``.
         """
-        return StatusStream(self._host, self.workflow_name, self.instance_id)
+        return StatusStream(self._instances, self.workflow_name, self.instance_id)
 
     async def _wait_for(self, classes: tuple[type[WorkflowState], ...], operation: str) -> WorkflowState:
         await trio.lowlevel.checkpoint()
         while True:
             version = self._entry.version
-            state = await self._host.entry_state(self._entry)
+            state = await self._instances.entry_state(self._entry)
             if state.is_terminal or isinstance(state, classes):
                 return state
-            if not await self._host.wait_entry_change(self._entry, version):
+            if not await self._instances.wait_entry_change(self._entry, version):
                 raise EngineStoppedError(operation=f"{operation} on instance {self.instance_id!r}")
 
 
@@ -157,13 +122,13 @@ class StatusStream:
     context manager.
     """
 
-    __slots__ = ("_entry", "_host", "_instance_id", "_last", "_workflow")
+    __slots__ = ("_entry", "_instance_id", "_instances", "_last", "_workflow")
 
-    def __init__(self, host: Host, workflow: str, instance_id: str) -> None:
+    def __init__(self, instances: Instances, workflow: str, instance_id: str) -> None:
         """
         Bind a stream. Made by the engine only.
         """
-        self._host = host
+        self._instances = instances
         self._workflow = workflow
         self._instance_id = instance_id
         self._entry: Entry | None = None
@@ -195,16 +160,16 @@ class StatusStream:
         """
         await trio.lowlevel.checkpoint()
         if self._entry is None:
-            entry = await self._host.entry(self._workflow, self._instance_id)
-            self._host.refuse_stale(entry)
+            entry = await self._instances.entry(self._workflow, self._instance_id)
+            self._instances.refuse_stale(entry)
             self._entry = entry
         if self._last is not None and self._last.is_terminal:
             raise StopAsyncIteration
         while True:
             version = self._entry.version
-            state = await self._host.entry_state(self._entry)
+            state = await self._instances.entry_state(self._entry)
             if state != self._last:
                 self._last = state
                 return state
-            if not await self._host.wait_entry_change(self._entry, version):
+            if not await self._instances.wait_entry_change(self._entry, version):
                 raise EngineStoppedError(operation=f"the states of instance {self._instance_id!r}")

@@ -22,7 +22,7 @@ from ._definition import Workflow, check_retention
 from ._engine import Engine, check_timeout
 from ._errors import StorageError
 from ._retry import RetryPolicy
-from ._run import Services
+from ._services import Services
 from ._states import MetadataStatus
 from ._store._protocol import OpenStore, Store
 from ._store.file import FileStore

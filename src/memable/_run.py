@@ -9,15 +9,14 @@ import hashlib
 import inspect
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias
 
 import attrs
 import trio
 
-from ._annotations import AnnotationCache
-from ._clock import Clock, sleep_until
+from ._clock import sleep_until
 from ._decide import (
     Block,
     Cancel,
@@ -52,11 +51,9 @@ from ._records import (
     StepCompleted,
     StepFailed,
 )
-from ._retry import RetryPolicy
+from ._services import Services
 from ._states import InProgress, Started, Suspended, WorkflowState
-from ._store._protocol import OpenStore
 from ._times import utc_datetime
-from ._values._codec import Codec
 
 logger = logging.getLogger("memable")
 
@@ -64,24 +61,6 @@ Leaving: TypeAlias = Literal["passivated", "stopping", "cancelled"]
 "Why a body is being unwound."
 
 StepRecord: TypeAlias = StepCompleted | AttemptFailed | StepFailed
-
-
-@attrs.frozen
-class Services:
-    """
-    What every run of an engine uses.
-    """
-
-    store: OpenStore
-    clock: Clock
-    codec: Codec
-    annotations: AnnotationCache
-    aliases: Mapping[str, type]
-    default_retry: RetryPolicy | None
-    uniform: Callable[[], float]
-    "Returns a random number, uniform in [0, 1)."
-    fail: Callable[[StorageError], None]
-    "Stops the engine: the store takes nothing any more."
 
 
 @attrs.define(eq=False)

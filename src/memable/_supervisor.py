@@ -19,7 +19,8 @@ from ._error_info import describe_exception
 from ._errors import MisuseError, RecoveryLimitError, StorageError, TypeMismatchError
 from ._journal import InstanceHeader, Journal, journal_of
 from ._records import InstanceBlocked, InstanceRecord, RunStarted
-from ._run import Run, Services, call_unprotected
+from ._run import Run, call_unprotected
+from ._services import Services
 from ._states import MetadataStatus
 
 logger = logging.getLogger("memable")

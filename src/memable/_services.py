@@ -1,0 +1,34 @@
+"""
+What all runs of one engine share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import attrs
+
+from ._annotations import AnnotationCache
+from ._clock import Clock
+from ._errors import StorageError
+from ._retry import RetryPolicy
+from ._store._protocol import OpenStore
+from ._values._codec import Codec
+
+
+@attrs.frozen
+class Services:
+    """
+    What every run of an engine uses.
+    """
+
+    store: OpenStore
+    clock: Clock
+    codec: Codec
+    annotations: AnnotationCache
+    aliases: Mapping[str, type]
+    default_retry: RetryPolicy | None
+    uniform: Callable[[], float]
+    "Returns a random number, uniform in [0, 1)."
+    fail: Callable[[StorageError], None]
+    "Stops the engine: the store takes nothing any more."
