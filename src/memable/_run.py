@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, assert_never
 
 import attrs
 import trio
@@ -501,3 +501,5 @@ class Run:
                     failed_paths=failed_paths,
                     **common,
                 )
+            case _:
+                assert_never(ending)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, assert_never
 
 import attrs
 import trio
@@ -319,6 +319,8 @@ def _record_of(run: Run, path: str, made: _Made, attempt: int, started_at: float
             return AttemptFailed(error=info, next_attempt_at=common["at"] + delay_s, **common)
         case _GaveUp(info, failure, retryable):
             return StepFailed(error=info, failure=failure, retryable=retryable, **common)
+        case _:
+            assert_never(made)
 
 
 def _misuse(run: Run, path: str, problem: str) -> WorkflowCodeError:
