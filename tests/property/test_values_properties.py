@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from memable._errors import SerializationError, TypeMismatchError
 from memable._json import canonical, dumps, loads
+from memable._values._codec import Codec
 from memable._values._shape import UnfitError
 from memable._values._type_reader import TypeReader
-from memable._values._codec import Codec
 
 T = TypeVar("T")
 
