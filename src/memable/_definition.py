@@ -50,8 +50,8 @@ class Workflow(Generic[P, R_co]):
             raise MisuseError(problem=f"{fn!r} has no __name__; give one with @memable.workflow(name=...)")
         self.name: str = check_key("workflow name", given)
         self.fn: Callable[P, Awaitable[R_co]] = fn
-        self.retention = check_retention(retention)
-        self.signature = _check_signature(self.name, fn)
+        self.retention: float | Inherit | None = check_retention(retention)
+        self.signature: inspect.Signature = _check_signature(self.name, fn)
         functools.update_wrapper(self, fn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R_co]:

@@ -27,16 +27,16 @@ class Entry:
             instance_id: Its id.
             header: The store's, live; None while the start is on its way to the disk.
         """
-        self.workflow = workflow
-        self.instance_id = instance_id
-        self.header = header
+        self.workflow: str = workflow
+        self.instance_id: str = instance_id
+        self.header: InstanceHeader | None = header
         self.run: Run | None = None
         "The run that executes or is about to, if there is one."
-        self.busy = False
+        self.busy: bool = False
         "Somebody is changing the instance in a way that only one may at a time: starting or resuming it."
         self.ending: InstanceRecord | None = None
         "The record that ended the newest run, if it ended here."
-        self.version = 0
+        self.version: int = 0
         "Counts the changes, so that none is missed between looking and waiting."
         self._changed: trio.Event | None = None
 

@@ -34,7 +34,7 @@ class Instances:
         """
         self._services = services
         self._supervisor = supervisor
-        self.is_closed = False
+        self.is_closed: bool = False
         "The engine's block has been left."
 
     def close(self) -> None:

@@ -139,20 +139,20 @@ class Run:
             is_first: Whether the instance has never run before.
             on_change: Called when the run's state, as seen from outside, has changed.
         """
-        self.services = services
-        self.journal = journal
-        self.scope = trio.CancelScope(shield=True)
+        self.services: Services = services
+        self.journal: Journal = journal
+        self.scope: trio.CancelScope = trio.CancelScope(shield=True)
         "Around the body. Shielded: the engine alone decides when a run is unwound."
         self.leaving: Leaving | None = None
         self.code_error: WorkflowCodeError | None = None
         self.cancel_request: CancelRequested | None = journal.cancel_requested
-        self.is_ending = False
+        self.is_ending: bool = False
         "The record that ends this run is on its way: it is too late to cancel the instance."
         self.ending: InstanceRecord | None = None
         "The record that ended this run, once it is durable."
         self.output: Any = None
         "The annotated type of what the body returns."
-        self.message = journal.message
+        self.message: str | None = journal.message
         self.body_task: trio.lowlevel.Task | None = None
         self._header = header
         self._seq = header.seq

@@ -53,11 +53,11 @@ class Supervisor:
             fatal: Collects what is to come out of the user's block.
             max_recoveries: How many crashes in a row an instance may be running at before it is Blocked.
         """
-        self.services = services
+        self.services: Services = services
         self.definitions: dict[str, Workflow[Any, Any]] = {}
-        self.is_stopping = False
+        self.is_stopping: bool = False
         "No new instances are accepted."
-        self.is_halted = False
+        self.is_halted: bool = False
         "All runs have been told to unwind."
         self._nursery = nursery
         self._block_scope = block_scope
