@@ -10,7 +10,7 @@ import math
 import pytest
 
 from memable._errors import SerializationError
-from memable._json import canonical, dumps, loads
+from memable._json import JSON, canonical, dumps, dumps_finite, loads
 
 
 def _same(a: object, b: object) -> bool:
@@ -64,6 +64,28 @@ def test_json_keeps_lone_surrogates(tree: object) -> None:
     Text that is no valid Unicode is kept as it is.
     """
     assert _same(loads(dumps(tree)), tree)
+
+
+PAIR = "\ud83d" + "\ude00"  # two code points, where U+1F600 is one
+
+
+@pytest.mark.parametrize("tree", [PAIR, f"é{PAIR}x", {PAIR: 1}, ["\ud800", {"a": [f"\ud83d{PAIR}"]}, 10**5000]])
+def test_exact_json_refuses_surrogate_pairs(tree: JSON) -> None:
+    """
+    What JSON cannot tell from one character is refused where the tree is to come back exactly.
+    """
+    with pytest.raises(ValueError, match=r"high surrogate just before a low one"):
+        dumps_finite(tree)
+
+
+def test_json_for_people_shows_surrogate_pairs_as_characters() -> None:
+    """
+    A message with a pair of surrogates in it is written all the same, with the character that the pair stands for.
+    """
+    assert loads(dumps({"message": f"\ud800 {PAIR}", PAIR: None})) == {
+        "message": "\ud800 \U0001f600",
+        "\U0001f600": None,
+    }
 
 
 @pytest.mark.parametrize("digits", [4299, 4300, 4301, 10_000, 200_000])

@@ -29,6 +29,7 @@ LEVELS = {
         "_json",
         "_annotations",
         "_values._shape",
+        "_values._text_forms",
         "_values._leaves",
         "_values._type_trees",
         "_values._type_reader",

@@ -3,14 +3,17 @@ JSON text of plain trees: every tree comes back exactly as it was written.
 
 Decided here: the JSON library and what it leaves undone. msgspec writes and reads what it can, fast; what it refuses
 (lone surrogates, integers of more than 4300 digits) is written by the few lines below and read by the standard
-library. inf and nan are no JSON: they are refused, where msgspec alone would silently write ``null``. The text is
-UTF-8 without a raw newline, so a line of a log can hold it.
+library. inf and nan are no JSON: they are refused, where msgspec alone would silently write ``null``. JSON cannot
+tell a high surrogate with a low one behind it from the one character that both stand for: `dumps_finite` refuses such a
+pair, and `dumps` writes the character, since what it writes of any text is for people. The text is UTF-8 without a raw
+newline, so a line of a log can hold it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from json.encoder import encode_basestring_ascii
@@ -27,8 +30,12 @@ _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 _decode: Callable[[bytes], JSON] = msgspec.json.Decoder().decode
 
+SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+"Two code points that JSON would make one character of."
+
 #: Python itself refuses integers of more than 4300 digits.
 _LONG_INT_DIGITS = 4_000
+PAIR_PROBLEM = "a high surrogate just before a low one, which JSON cannot tell from one character"
 _TOO_DEEP = "is nested too deeply for JSON, or contains itself; flatten it, or store a reference in its place"
 
 
@@ -36,10 +43,15 @@ def dumps(tree: JSON) -> bytes:
     """
     Return the JSON text of *tree*, on one line.
 
+    A surrogate pair in a string of it is written as the character that it stands for.
+
     Raises:
         SerializationError: A float in it is inf or nan, or it is nested too deeply. Store something else.
     """
-    data = dumps_finite(tree)
+    try:
+        data = _encode(tree)
+    except (ValueError, RecursionError):
+        data = _dumps_slowly(tree, sort=False)
     # Only a text with a null in it can have come from inf or nan; looking for them in each would cost more.
     if b"null" in data:
         _refuse_non_finite(tree)
@@ -48,15 +60,18 @@ def dumps(tree: JSON) -> bytes:
 
 def dumps_finite(tree: JSON) -> bytes:
     """
-    Return what `dumps` returns, for a *tree* that is known to hold neither inf nor nan: they would become ``null``.
+    Return the JSON text of a *tree* that is known to hold neither inf nor nan: they would become ``null``.
 
     Raises:
         SerializationError: It is nested too deeply. Store something else.
+        ValueError: A string in it has a surrogate pair in it, which would not come back. Escape it before.
     """
     try:
         return _encode(tree)
     except (ValueError, RecursionError):
-        return _dumps_slowly(tree, sort=False)
+        data = _dumps_slowly(tree, sort=False)
+    _refuse_surrogate_pairs(tree)
+    return data
 
 
 def loads(data: bytes) -> JSON:
@@ -109,6 +124,19 @@ def _refuse_non_finite(tree: JSON) -> None:
             rest.extend(found)
         elif isinstance(found, float) and not math.isfinite(found):
             raise SerializationError(problem=f"{found} is no JSON number; annotate it as float")
+
+
+def _refuse_surrogate_pairs(tree: JSON) -> None:
+    rest = [tree]
+    while rest:
+        found = rest.pop()
+        if isinstance(found, dict):
+            rest.extend(found)
+            rest.extend(found.values())
+        elif isinstance(found, list):
+            rest.extend(found)
+        elif isinstance(found, str) and SURROGATE_PAIR.search(found):
+            raise ValueError(f"{found[:80]!a} has {PAIR_PROBLEM}")
 
 
 def _write(tree: JSON, write: Callable[[str], object], *, sort: bool) -> None:

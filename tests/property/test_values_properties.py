@@ -20,7 +20,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from memable._errors import SerializationError, TypeMismatchError
-from memable._json import canonical, dumps, loads
+from memable._json import SURROGATE_PAIR, canonical, dumps, loads
 from memable._values._codec import Codec
 from memable._values._shape import UnfitError
 from memable._values._type_reader import TypeReader
@@ -66,7 +66,12 @@ class Options(TypedDict):
     size: NotRequired[int]
 
 
-texts = st.text(st.characters(codec=None), max_size=8) | st.sampled_from(["$builtins.int", "nan", "RED", "YQ==", "1"])
+PAIR = "\ud83d" + "\ude00"  # two code points, where U+1F600 is one
+#: What JSON keeps apart.
+plain_texts = st.text(st.characters(codec=None), max_size=8).filter(
+    lambda text: not SURROGATE_PAIR.search(text)
+) | st.sampled_from(["$builtins.int", "$str", "nan", "RED", "YQ==", "1", "\ud800", "\U0001f600"])
+texts = plain_texts | st.text(st.sampled_from(["a", *PAIR, "\U0001f600"]), max_size=4)
 zones = st.sampled_from(
     [None, UTC, timezone(timedelta(seconds=-5)), timezone(timedelta(hours=1), "X"), ZoneInfo("Europe/Berlin")]
 )
@@ -97,8 +102,8 @@ SCALARS: list[Typed] = [
     (
         Any,
         st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | plain_texts,
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_texts, inner, max_size=3),
             max_leaves=5,
         ),
     ),
@@ -246,9 +251,41 @@ def test_any_value_of_a_renamed_class_is_read_by_its_alias(typed: Typed, data: s
     assert same(Codec(aliases=aliases).decode(old, annotation), value)
 
 
+def _turned(value: Any) -> Any:
+    """Return an equal value with its dicts the other way round."""
+    if type(value) is dict:
+        return {key: _turned(value[key]) for key in reversed(value)}
+    return type(value)(map(_turned, value)) if type(value) in (list, tuple) else value
+
+
+@given(types, types, st.data())
+def test_arguments_are_the_same_in_any_order_under_any_wider_type(
+    mine: Typed, other: Typed, data: st.DataObject
+) -> None:
+    """
+    The same value is the same input, and two that have different forms without a dict in them are not.
+    """
+    one, two = data.draw(mine[1]), data.draw(mine[1])
+    codec = Codec()
+    recorded = codec.encode_arguments([one], [mine[0]])
+    for now in (mine[0], Union[mine[0], other[0]]):  # noqa: UP007 - made of parts
+        try:
+            given_same = codec.encode_arguments([_turned(one)], [now])
+        except SerializationError:
+            # An int that stood for a float stands for itself in no union.
+            continue
+        if same(codec.decode_arguments(given_same, lambda _, now=now: [now]), (_turned(one),)):
+            assert codec.same_arguments(recorded, given_same, lambda _, now=now: [now])
+    given_other = codec.encode_arguments([two], [mine[0]])
+    if not codec.same_arguments(recorded, given_other, lambda _: [mine[0]]):
+        assert recorded != given_other
+    elif "{" not in repr(one):
+        assert recorded == given_other
+
+
 json_trees = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | plain_texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(plain_texts, inner, max_size=4),
     max_leaves=15,
 )
 

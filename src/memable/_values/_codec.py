@@ -20,7 +20,7 @@ import cattrs
 
 from .._encoded import Encoded
 from .._errors import SerializationError, TypeMismatchError
-from .._json import JSON, dumps_finite, loads
+from .._json import JSON, canonical, dumps_finite, loads
 from ._shape import TOO_DEEP, Shape, UnfitError
 from ._shapes import Shapes
 from ._type_trees import ANY, JSON_MEMBERS, TypeTree
@@ -95,7 +95,7 @@ class Codec:
         """
         plan = self._plan(annotation)
         tree = self._encode(value, plan)
-        data = dumps_finite(tree)
+        data = _text(tree)
         name = self._json_names[type(value)] if plan.tree is ANY else plan.shape.name
         self._check_size(data, name)
         return Encoded(name, data)
@@ -117,6 +117,11 @@ class Codec:
         Raises:
             SerializationError: One of them is not of its annotated type, or cannot be stored.
         """
+        data = self._arguments_text(values, annotations)
+        self._check_size(data, ARGUMENTS)
+        return Encoded(ARGUMENTS, data)
+
+    def _arguments_text(self, values: Sequence[object], annotations: Sequence[Any]) -> bytes:
         items: list[JSON] = []
         for index, (value, annotation) in enumerate(zip(values, annotations, strict=True)):
             try:
@@ -126,9 +131,7 @@ class Codec:
                 raise SerializationError(problem=f"argument {index + 1}: {error.problem}") from error
             name = self._json_names[type(value)] if plan.tree is ANY else plan.shape.name
             items.append({"type": name, "value": tree})
-        data = dumps_finite(items)
-        self._check_size(data, ARGUMENTS)
-        return Encoded(ARGUMENTS, data)
+        return _text(items)
 
     def decode_arguments(self, encoded: Encoded, annotations_for: Callable[[int], Sequence[Any]]) -> tuple[Any, ...]:
         """
@@ -160,6 +163,38 @@ class Codec:
                 raise
         return tuple(values)
 
+    def same_arguments(
+        self, recorded: Encoded, given: Encoded, annotations_for: Callable[[int], Sequence[Any]]
+    ) -> bool:
+        """
+        Tell whether arguments are those that were recorded, maybe under the types of earlier code.
+
+        The order of dicts and sets does not matter. What cannot be read by today's annotations is different.
+
+        Args:
+            recorded: What `encode_arguments` gave, now or before the code changed.
+            given: What `encode_arguments` gave by the annotations of today.
+            annotations_for: As for `decode_arguments`.
+        """
+        if recorded == given:
+            return True
+        try:
+            if recorded.type == given.type and canonical(recorded.data) == canonical(given.data):
+                return True
+            return self._comparable(recorded, annotations_for) == self._comparable(given, annotations_for)
+        except (TypeMismatchError, SerializationError, ValueError):
+            return False
+
+    def _comparable(self, encoded: Encoded, annotations_for: Callable[[int], Sequence[Any]]) -> bytes:
+        """Return a text that equal arguments share, whatever they were recorded as and in whatever order."""
+        values = self.decode_arguments(encoded, annotations_for)
+        annotations = annotations_for(len(values))[: len(values)]
+        self._shapes.is_sorting = True
+        try:
+            return canonical(self._arguments_text(values, annotations))
+        finally:
+            self._shapes.is_sorting = False
+
     def _plan(self, annotation: Any) -> _Plan:
         try:
             return self._plans[annotation]
@@ -179,6 +214,15 @@ class Codec:
             return _Plan(tree, self._shapes.shape(tree))
         except RecursionError:
             raise SerializationError(problem=f"the annotation {TOO_DEEP}") from None
+        except SerializationError:
+            raise
+        except Exception as error:
+            # What an annotation is made of is code of the user's, and of libraries that know no better.
+            problem = (
+                f"the annotation {_shown(annotation)} cannot be read ({type(error).__name__}: {error}); mend it, or "
+                f"annotate with a type that can be stored"
+            )
+            raise SerializationError(problem=problem) from error
 
     def _plan_to_read(self, recorded: str, annotation: Any) -> _Plan:
         try:
@@ -233,11 +277,21 @@ class Codec:
             raise TypeMismatchError(expected=expected, found=recorded, problem=text) from error
 
 
+def _text(tree: JSON) -> bytes:
+    try:
+        return dumps_finite(tree)
+    except ValueError as error:
+        # A key of a TypedDict, or the name of an enum's member: any other text has a form that keeps it.
+        raise SerializationError(problem=f"a value cannot be stored: {error}; rename it") from error
+
+
 def _shown(annotation: Any) -> str:
     try:
         return str(annotation)
     except RecursionError:
         return "a type nested too deeply"
+    except Exception as error:  # noqa: BLE001 - the user's metaclass
+        return f"<a type whose text raised {type(error).__name__}>"
 
 
 def _refusal(plan: _Plan, text: str) -> str:

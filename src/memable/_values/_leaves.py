@@ -1,7 +1,8 @@
 """
 The shapes of types that hold no other types: numbers, texts, times, paths.
 
-Rules: each form is one JSON scalar, but for times with more to them than an ISO 8601 text can say. Every decoder
+Rules: each form is one JSON scalar, but for complex numbers, for times with more to them than an ISO 8601 text can
+say, and for texts that JSON would change (see `_text_forms`). Every decoder
 accepts exactly what its encoder writes: it encodes what it has read and compares. Names are fixed here, because some
 of these classes are called differently from one release of Python to the next.
 """
@@ -20,6 +21,7 @@ from zoneinfo import ZoneInfo
 
 from .._json import JSON
 from ._shape import Shape, UnfitError, misfit, refusal
+from ._text_forms import read_text, text_form
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -67,6 +69,14 @@ def _scalar(cls: type, name: str) -> Shape:
 
     return Shape(name, encode, decode, frozenset([cls]), frozenset([cls]))
 
+
+def _encode_text(value: Any) -> JSON:
+    if type(value) is not str:
+        raise refusal(value, "builtins.str")
+    return value if value.isascii() else text_form(value)
+
+
+_TEXT = Shape("builtins.str", _encode_text, read_text, frozenset([str]), frozenset([str]))
 
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
@@ -121,7 +131,7 @@ def _write_time(value: datetime | time) -> JSON:
         more: dict[str, JSON] = {}
     elif type(zone) is timezone:
         name = zone.tzname(None)
-        more = {} if name == timezone(zone.utcoffset(None)).tzname(None) else {"name": name}
+        more = {} if name == timezone(zone.utcoffset(None)).tzname(None) else {"name": text_form(name)}
     elif type(zone) is ZoneInfo and zone.key is not None:
         more = {"zone": zone.key}
         value = value.replace(tzinfo=None)
@@ -144,7 +154,7 @@ def _read_time(cls: type[datetime | time], tree: str | dict[str, Any]) -> dateti
     if "zone" in tree:
         zone = ZoneInfo(tree["zone"])
     elif "name" in tree:
-        zone = timezone(zone.utcoffset(None), tree["name"])
+        zone = timezone(zone.utcoffset(None), read_text(tree["name"]))
     return value.replace(tzinfo=zone, fold=tree.get("fold", 0))
 
 
@@ -155,7 +165,9 @@ def _path(cls: type[pathlib.PurePath], name: str) -> Shape | None:
     except NotImplementedError:
         # pathlib.UnsupportedOperation from Python 3.13 on, which derives from it.
         return None
-    return _shape(concrete, f"pathlib.{name}", str, cls)
+    return _shape(
+        concrete, f"pathlib.{name}", lambda value: text_form(str(value)), lambda tree: cls(read_text(tree)), (str, dict)
+    )
 
 
 _FLOAT = _float(widen=True)
@@ -166,7 +178,7 @@ NONE = _scalar(type(None), "None")
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
 
 LEAVES: dict[type, Shape] = {
-    str: _scalar(str, "builtins.str"),
+    str: _TEXT,
     int: _scalar(int, "builtins.int"),
     bool: _scalar(bool, "builtins.bool"),
     type(None): NONE,

@@ -116,7 +116,7 @@ def narrow(recorded: RecordedType, asked: TypeTree) -> TypeTree | None:  # noqa:
         case Kind.ALIAS if recorded.head == asked.head:
             return _narrow_parts(recorded, asked)
         case _ if recorded == _ANY:
-            return asked if _is_plain(asked) else None
+            return _unchanged(asked) if _is_plain(asked) else None
         case Kind.UNION | Kind.ALIAS | Kind.ANY:
             return _narrow_to_member(recorded, asked)
         case _:
@@ -174,6 +174,10 @@ def _evaluate(text: str) -> list[object]:
         return [ast.literal_eval(text)]
     except (ValueError, SyntaxError):
         return []
+
+
+def _unchanged(asked: TypeTree) -> TypeTree:
+    return asked if asked.kind is Kind.ANY else TypeTree(Kind.UNCHANGED, ANY.name, None, (asked,))
 
 
 def _is_plain(tree: TypeTree) -> bool:

@@ -27,6 +27,7 @@ from ._collection_shapes import (
     record_shape,
     set_shape,
     tuple_shape,
+    unchanged_shape,
 )
 from ._field_shapes import fields_shape
 from ._leaves import EXACT_FLOAT, LEAVES
@@ -41,7 +42,7 @@ from ._user_hooks import UserHooks
 
 Key = tuple[TypeTree, bool]
 
-_COLLECTIONS = (Kind.LIST, Kind.SET, Kind.FROZENSET, Kind.VARIADIC, Kind.TUPLE, Kind.DICT)
+_COLLECTIONS = (Kind.LIST, Kind.SET, Kind.FROZENSET, Kind.VARIADIC, Kind.TUPLE, Kind.DICT, Kind.UNCHANGED)
 
 #: More types than any program stores; beyond it they are made anew, which only costs time.
 MAX_SHAPES = 4_096
@@ -60,6 +61,8 @@ class Shapes:
         self._found: dict[tuple[TypeTree, str], Shape | None] = {}
         self._making: dict[Key, list[Shape]] = {}
         self._depth = 0
+        #: Whether dicts are now encoded in an order of their own, so that equal values have equal canonical forms.
+        self.is_sorting = False
 
     def shape(self, tree: TypeTree, *, lenient: bool = True) -> Shape:
         """
@@ -133,13 +136,16 @@ class Shapes:
             case Kind.TUPLE:
                 return record_shape(name, tuple(shapes))
             case Kind.DICT:
-                return dict_shape(name, *shapes)
+                key, value = shapes
+                return dict_shape(name, key, value, lambda: self.is_sorting)
             case Kind.CLASS:
                 return self._fields(tree, lenient=lenient)
             case Kind.FOREIGN:
                 return foreign_shape(tree.source, name, plain)
             case Kind.TRUSTED:
                 return self._trusted(tree)
+            case Kind.UNCHANGED:
+                return unchanged_shape(name, *shapes)
             case Kind.UNION | Kind.ALIAS | Kind.NEVER:
                 return self._tagged(tree, lenient=lenient)
             case unknown:

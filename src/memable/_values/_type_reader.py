@@ -114,6 +114,8 @@ class TypeReader:
 
     def _read_special(self, annotation: Any) -> TypeTree:
         origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+        if _is_unpacked(annotation):
+            raise unsupported(annotation, "is no type that values have", "annotate what the value is")
         if origin in _UNIONS:
             return union([self.read(arg) for arg in args])
         if origin is typing.Literal:
@@ -143,7 +145,7 @@ class TypeReader:
     def _read_tuple(self, args: tuple[Any, ...]) -> TypeTree:
         if args[1:] == (Ellipsis,):
             return collection(Kind.VARIADIC, self.read(args[0]))
-        if any(arg is Ellipsis or typing.get_origin(arg) is typing.Unpack for arg in args):
+        if any(arg is Ellipsis or _is_unpacked(arg) for arg in args):
             raise unsupported(tuple, "has fixed and variable parts", "annotate tuple[T, ...]")
         return collection(Kind.TUPLE, *map(self.read, args))
 
@@ -257,6 +259,11 @@ def _alias_value(alias: Any) -> Any:
 def _is_alias(annotation: Any) -> bool:
     """Tell whether it was made by a ``type`` statement, or by the backport in typing_extensions."""
     return type(annotation).__name__ == "TypeAliasType" and hasattr(annotation, "__type_params__")
+
+
+def _is_unpacked(annotation: Any) -> bool:
+    """Tell whether it stands for several types: ``Unpack[tuple[int, ...]]``, or ``*tuple[int, ...]``."""
+    return typing.get_origin(annotation) is typing.Unpack or getattr(annotation, "__unpacked__", False) is True
 
 
 def is_named_tuple(cls: type) -> bool:

@@ -41,6 +41,8 @@ class Kind(enum.Enum):
     FOREIGN = enum.auto()
     ALIAS = enum.auto()
     TRUSTED = enum.auto()
+    UNCHANGED = enum.auto()
+    "What was recorded without annotation, read as the one type in it."
 
 
 _HEADS = {
