@@ -558,7 +558,8 @@ async def test_cancel_that_waits_when_the_engine_stops_is_told_so(place: Place, 
                 nursery.start_soon(cancel)
                 await trio.testing.wait_all_tasks_blocked()
     assert [type(leaf) for leaf in caught.value.exceptions] == [KeyboardInterrupt]
-    assert told == ["engine.cancel on instance 'i': the engine has stopped; open the store again with open_engine(...)"]
+    where = f"workflow {workflow.name!r}, instance 'i'"
+    assert told == [f"engine.cancel on {where}: the engine has stopped; open the store again with open_engine(...)"]
     async with memable.open_engine(place.store(), workflows=[workflow]) as engine:
         await engine.wait_all()
         assert await engine.state(workflow, "i") == memable.Cancelled()

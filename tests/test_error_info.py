@@ -174,6 +174,12 @@ class Recursive(Exception):  # noqa: N818 - it is no error of memable's
 
 class Unformattable(Exception):  # noqa: N818 - it is no error of memable's
     @property
+    def __cause__(self) -> BaseException | None:
+        raise RuntimeError("no cause")
+
+
+class Unnotable(Exception):  # noqa: N818 - it is no error of memable's
+    @property
     def __notes__(self) -> list[str]:
         raise RuntimeError("no notes")
 
@@ -195,6 +201,16 @@ def test_info_of_an_exception_that_cannot_be_formatted():
     """
     info = describe_exception(Unformattable("odd"))
     assert (info.message, info.traceback) == ("odd", "<no traceback: formatting it raised RuntimeError>")
+
+
+def test_info_of_an_exception_whose_notes_cannot_be_had():
+    """
+    An exception with broken notes is recorded, and its traceback says what they raised.
+    """
+    info = describe_exception(Unnotable("odd"))
+    assert info.message == "odd"
+    # From Python 3.13 on, formatting gets along without the notes.
+    assert "RuntimeError" in info.traceback
 
 
 def test_info_does_not_swallow_an_interrupt():

@@ -137,7 +137,7 @@ ERRORS: list[tuple[memable.MemableError, str, tuple[type, ...]]] = [
     ),
     (
         memable.UnknownKeyError(**INSTANCE, keys=("a", "b/c")),
-        f"{HERE}: no record of 'a', 'b/c', so nothing was forgotten; engine.history(...) lists the recorded keys",
+        f"{HERE}: no record of 'a', 'b/c', so nothing was forgotten; recorded is nothing",
         (LookupError,),
     ),
     (
@@ -388,10 +388,13 @@ class Broken:
         raise RuntimeError("no text")
 
 
+LOCK = threading.Lock()
+
+
 @pytest.mark.parametrize(
     ("value", "kept"),
     [
-        (threading.Lock, "<built-in function allocate_lock>"),
+        (LOCK, repr(LOCK)),
         (["x"] * 1_000, f"{repr(['x'] * 1_000)[:297]}..."),
         (Broken(), "<Broken>"),
         (("a", 1), "('a', 1)"),

@@ -338,19 +338,14 @@ async def test_leaving_waits_for_a_step_beside_a_backoff(place: Place, autojump_
 
 async def test_leaving_refuses_what_other_tasks_begin_meanwhile(autojump_clock: object):
     """
-    While the block is being left, nothing new is accepted.
+    While the block is being left, no new instances and workflows are accepted.
     """
     async with trio.open_nursery() as nursery:
 
         async def latecomer() -> None:
             await trio.sleep(1)
-            for call in (
-                partial(engine.invoke, quick),
-                partial(engine.resume, sleepy, "i"),
-                partial(engine.cancel, sleepy, "i"),
-            ):
-                with pytest.raises(memable.EngineStoppedError, match="the engine has stopped"):
-                    await call()
+            with pytest.raises(memable.EngineStoppedError, match="the engine has stopped"):
+                await engine.invoke(quick)
             with pytest.raises(memable.EngineStoppedError, match=r"engine\.register"):
                 engine.register(endless)
             assert await engine.state(sleepy, "i") == memable.Started()
@@ -358,6 +353,33 @@ async def test_leaving_refuses_what_other_tasks_begin_meanwhile(autojump_clock: 
         async with memable.open_engine(memable.InMemoryStore(), workflows=[quick, sleepy]) as engine:
             await engine.invoke(sleepy, 5.0, instance_id="i")
             nursery.start_soon(latecomer)
+
+
+async def test_leaving_can_be_helped_by_cancelling_what_it_waits_for(autojump_clock: object):
+    """
+    While the block is being left, existing instances can still be cancelled and resumed: its exit waits for them.
+    """
+    async with trio.open_nursery() as nursery:
+        told: list[object] = []
+
+        async def latecomer() -> None:
+            await trio.sleep(1)
+            told.append(await (await engine.resume(quick, "q", anew=True)).result())
+            told.append(await engine.cancel(endless, "i"))
+
+        async def body(ctx: memable.Context) -> None:
+            await trio.sleep(2)
+            told.append(await engine.cancel(endless, "j", reason="from a body"))
+
+        canceller = workflow_of(body)
+        store = memable.InMemoryStore()
+        async with memable.open_engine(store, workflows=[quick, endless, canceller]) as engine:
+            await (await engine.invoke(quick, instance_id="q")).result()
+            for name in ("i", "j"):
+                await engine.invoke(endless, instance_id=name)
+            await engine.invoke(canceller)
+            nursery.start_soon(latecomer)
+    assert told == ["hello ", True, True]
 
 
 async def test_leaving_waits_for_a_run_that_shields_itself(autojump_clock: object):

@@ -8,6 +8,7 @@ import functools
 import subprocess
 import sys
 import types
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Outer:
         (Outer, f"{__name__}.Outer"),
         (Outer.Inner, f"{__name__}.Outer.Inner"),
         (Outer.method, f"{__name__}.Outer.method"),
-        (Path.home, "pathlib.Path.home"),
+        (Fraction.from_float, "fractions.Fraction.from_float"),
         (len, "builtins.len"),
         (Outer(), f"{__name__}.Outer"),
         (functools.partial(len), "functools.partial"),

@@ -173,11 +173,11 @@ def _resolved(target: Callable[..., Any], name: str, what: str) -> Any:
         hints = typing.get_type_hints(
             bearer, getattr(target, "__globals__", {}), _local_names(target), include_extras=True
         )
-    except (NameError, AttributeError, SyntaxError, TypeError) as error:
+    except Exception as error:
         raise MisuseError(
             problem=(
-                f"{what} of {qualified_name(target)} cannot be resolved ({type(error).__name__}: {error}); pass "
-                f"returns=, or make the name importable in the module of the function"
+                f"{what} of {qualified_name(target)} cannot be resolved ({type(error).__name__}: {error}); "
+                f"mend it, make the name importable in the module of the function, or pass returns= to a step"
             )
         ) from error
     return hints[name]

@@ -5,11 +5,11 @@ What workflow authors call inside a body.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Never, TypeVar, TypeVarTuple
 
 import trio
 
-from ._errors import MisuseError, WorkflowCodeError
+from ._errors import InvalidKeyError, MisuseError
 from ._keys import check_key
 from ._retry import INHERIT, Inherit, RetryPolicy
 from ._run import Leaving, Run
@@ -79,7 +79,8 @@ class Context:
         """
         try:
             return self._run.step_id(self._prefix + check_key("key", key))
-        except WorkflowCodeError as error:
+        except InvalidKeyError as error:
+            error.workflow, error.instance_id = self.workflow_name, self.instance_id
             raise self._run.blame(error) from None
 
     def set_status(self, message: str) -> None:
@@ -114,6 +115,7 @@ class Context:
         timeout: float | None = None,
         retry: RetryPolicy | Inherit | None = INHERIT,
         returns: Any = None,
+        **unknown: Never,
     ) -> T:
         """
         Return the recorded value of *key*, or run ``async_fn(*args)``, record its outcome and return it.
@@ -125,6 +127,7 @@ class Context:
             timeout: Seconds that each attempt may take, by a cancel scope around it; None for no limit.
             retry: The policy for failures; None for none; left out, the engine's default.
             returns: The type of the value, where the function is not annotated with it.
+            **unknown: Nothing; refused as a misuse, so that a misspelt option does not fail the instance.
 
         Returns:
             The value as decoded from its record, also in the first run.
@@ -144,7 +147,7 @@ class Context:
             A cancelled function records nothing, and the key may be used again. Once its outcome is being recorded,
             that is brought to its end, and then ``Cancelled`` is raised.
         """
-        step = Step("step", async_fn, args, timeout, retry, returns)
+        step = Step("step", async_fn, args, timeout, retry, returns, None, unknown)
         result: T = await perform_step(self._run, self._prefix, key, step)
         return result
 
@@ -157,6 +160,7 @@ class Context:
         retry: RetryPolicy | Inherit | None = INHERIT,
         returns: Any = None,
         limiter: trio.CapacityLimiter | None = None,
+        **unknown: Never,
     ) -> T:
         """
         Do what ``step`` does for a blocking function, in a worker thread.
@@ -169,6 +173,7 @@ class Context:
             retry: The policy for failures; None for none; left out, the engine's default.
             returns: The type of the value, where the function is not annotated with it.
             limiter: Bounds how many threads run at once; trio's default limiter if left out.
+            **unknown: Nothing; refused as a misuse.
 
         Returns:
             The value as decoded from its record, also in the first run.
@@ -186,6 +191,6 @@ class Context:
             A function that is cancelled or past its timeout is abandoned to its thread, and its result is discarded.
             The thread may overlap a retry and outlive the engine; hand ``ctx.step_id(key)`` to services to fence it.
         """
-        step = Step("step_in_thread", sync_fn, args, timeout, retry, returns, limiter)
+        step = Step("step_in_thread", sync_fn, args, timeout, retry, returns, limiter, unknown)
         result: T = await perform_step(self._run, self._prefix, key, step)
         return result

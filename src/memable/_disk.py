@@ -7,6 +7,7 @@ has the same interface.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -188,7 +189,11 @@ class RealFile:
         """
         Return the file's length in bytes.
         """
-        return os.fstat(self._live()).st_size
+        found = os.fstat(self._live())
+        if not found.st_nlink:
+            # What is appended to it would be gone with its last descriptor.
+            raise OSError(errno.ENOLCK, "the file was removed or replaced while it was open")
+        return found.st_size
 
     def read_at(self, offset: int, size: int) -> bytes:
         """
@@ -329,6 +334,10 @@ class RealDisk:
         """
         Open a file for reading and writing. Its descriptor is not inherited by programs that are executed.
         """
+        if not create:
+            # Whatever somebody added since it was made. Of another user's file the mode is theirs to choose.
+            with contextlib.suppress(PermissionError):
+                path.chmod(FILE_MODE)
         return self._open(path, os.O_CREAT | os.O_EXCL if create else 0)
 
     def rename(self, source: Path, target: Path) -> None:

@@ -4,8 +4,9 @@ What hosts call: start, resume, cancel and look at instances.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any, ParamSpec, TypeVar, TypeVarTuple, overload
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar, TypeVarTuple, overload
 
 import trio
 
@@ -27,7 +28,6 @@ from ._ids import IdMaker
 from ._instances import Instances, header_of_entry
 from ._invocation import Invocation, StatusStream
 from ._journal import InstanceHeader, Journal
-from ._json import canonical
 from ._keys import check_key
 from ._listing import metadata_of
 from ._numbers import is_count, is_number
@@ -54,8 +54,8 @@ class Engine:
     Runs workflows over one store. Made by ``open_engine``; valid inside its block.
 
     Every method that may touch the store is a checkpoint. Each raises ``EngineStoppedError`` once the block has been
-    left, ``StorageError`` if the store has failed, and ``InstanceNotFoundError`` for an instance that the store does
-    not have (``metadata`` aside).
+    left, and ``InstanceNotFoundError`` for an instance that the store does not have (``metadata`` aside). The call in
+    which the store fails raises ``StorageError``; the engine has stopped then.
     """
 
     def __init__(self, services: Services, supervisor: Supervisor, *, shutdown_timeout: float) -> None:
@@ -150,14 +150,14 @@ class Engine:
         await trio.lowlevel.checkpoint()
         self._refuse_stopped("engine.invoke")
         definition = self._definition(workflow)
-        given = self._encode_input(definition, args)
+        given = self._encode_input(definition, args, instance_id)
         if instance_id is None:
             key = self._ids.make(self._services.clock.now())
         else:
             key = check_key("instance id", instance_id)
             found = await self._instances.find_entry(definition.name, key)
             if found is not None:
-                await self._refuse_other_input(found, given)
+                await self._refuse_other_input(definition, found, given)
                 return Invocation(self._instances, found)
             self._refuse_stopped("engine.invoke")
         entry = self._supervisor.new_entry(definition.name, key, None)
@@ -187,21 +187,28 @@ class Engine:
             entry.busy = False
             entry.notify()
 
-    def _encode_input(self, definition: Workflow[..., Any], args: tuple[object, ...]) -> Encoded:
+    def _encode_input(
+        self, definition: Workflow[..., Any], args: tuple[object, ...], instance_id: str | None
+    ) -> Encoded:
         try:
             definition.signature.bind(*args)
         except TypeError as error:
-            raise TypeError(f"workflow {definition.name!r}: {error}; its signature is {definition.signature}") from None
+            where = f"workflow {definition.name!r}" + ("" if instance_id is None else f", instance {instance_id!r}")
+            raise TypeError(f"{where}: {error}; its signature is {definition.signature}") from None
         annotations = self._services.annotations.parameter_annotations(definition.fn, True, len(args))
         try:
             return self._services.codec.encode_arguments(args, annotations)
         except SerializationError as error:
-            error.workflow = definition.name
+            error.workflow, error.instance_id = definition.name, instance_id
             raise
 
-    async def _refuse_other_input(self, entry: Entry, given: Encoded) -> None:
+    async def _refuse_other_input(self, definition: Workflow[..., Any], entry: Entry, given: Encoded) -> None:
         recorded = (await self._instances.journal(entry)).started.input
-        if recorded != given and canonical(recorded.data) != canonical(given.data):
+
+        def annotations_for(count: int) -> Sequence[Any]:
+            return self._services.annotations.parameter_annotations(definition.fn, True, count)
+
+        if not self._services.codec.same_arguments(recorded, given, annotations_for):
             raise InstanceConflictError(workflow=entry.workflow, instance_id=entry.instance_id)
 
     def _refuse_anonymous(self, instance_id: str | None) -> None:
@@ -233,12 +240,12 @@ class Engine:
 
     @overload
     async def resume(
-        self, workflow: Workflow[P, R], instance_id: str, *, forget: Collection[str] = (), anew: bool = False
+        self, workflow: Workflow[P, R], instance_id: str, *, forget: Iterable[str] = (), anew: bool = False
     ) -> Invocation[R]: ...
 
     @overload
     async def resume(
-        self, workflow: str, instance_id: str, *, forget: Collection[str] = (), anew: bool = False
+        self, workflow: str, instance_id: str, *, forget: Iterable[str] = (), anew: bool = False
     ) -> Invocation[Any]: ...
 
     async def resume(
@@ -246,7 +253,7 @@ class Engine:
         workflow: Any,
         instance_id: str,
         *,
-        forget: Collection[str] = (),
+        forget: Iterable[str] = (),
         anew: bool = False,
     ) -> Invocation[Any]:
         """
@@ -279,7 +286,7 @@ class Engine:
         """
         forgotten = _paths(forget)
         await trio.lowlevel.checkpoint()
-        self._refuse_stopped("engine.resume")
+        self._refuse_halted("engine.resume", workflow, instance_id)
         definition = self._definition(workflow)
         entry = await self._instances.entry(definition.name, instance_id)
         if self._supervisor.is_live(entry):
@@ -302,8 +309,9 @@ class Engine:
             journal = await self._instances.load(entry)
             unknown = tuple(path for path in forgotten if not journal.knows(path))
             if unknown:
-                raise UnknownKeyError(workflow=entry.workflow, instance_id=entry.instance_id, keys=unknown)
-            self._refuse_stopped("engine.resume")
+                known = tuple(sorted({*journal.memos, *journal.attempts}))
+                raise UnknownKeyError(workflow=entry.workflow, instance_id=entry.instance_id, keys=unknown, known=known)
+            self._refuse_halted("engine.resume", entry.workflow, entry.instance_id)
             record = InstanceResumed(
                 instance=header.number,
                 seq=header.seq + 1,
@@ -352,7 +360,7 @@ class Engine:
             # Of a subclass of str the text that it holds is recorded.
             reason = str.__str__(reason)
         await trio.lowlevel.checkpoint()
-        self._refuse_stopped("engine.cancel")
+        self._refuse_halted("engine.cancel", workflow, instance_id)
         entry = await self._instances.entry(_name_of(workflow), instance_id)
         requested = False
         while not (header := header_of_entry(entry)).status.is_terminal:
@@ -372,7 +380,7 @@ class Engine:
                 await self._cancel_at_rest(entry, header, reason)
                 return True
             if not await self._instances.wait_entry_change(entry, version):
-                raise EngineStoppedError(operation=f"engine.cancel on instance {instance_id!r}")
+                raise EngineStoppedError(operation=_called("engine.cancel", workflow, instance_id))
         return requested
 
     @trio.lowlevel.enable_ki_protection
@@ -513,11 +521,19 @@ class Engine:
 
     def _refuse_stopped(self, operation: str) -> None:
         if self._supervisor.is_stopping or self._instances.is_closed:
-            run = self._calling_run()
-            if run is not None:
-                # A body that cannot go on because of the shutdown is not to be Failed by it.
-                run.cancel("stopping")
-            raise EngineStoppedError(operation=operation)
+            self._refuse(operation)
+
+    def _refuse_halted(self, operation: str, workflow: Callable[..., Any] | str, instance_id: str) -> None:
+        """Refuse what may still be done to existing instances while the engine waits for its runs."""
+        if self._supervisor.is_halted or self._instances.is_closed:
+            self._refuse(_called(operation, workflow, instance_id))
+
+    def _refuse(self, operation: str) -> NoReturn:
+        run = self._calling_run()
+        if run is not None:
+            # A body that cannot go on because of the shutdown is not to be Failed by it.
+            run.cancel("stopping")
+        raise EngineStoppedError(operation=operation)
 
     # Definitions and names -----------------------------------------------------------------------------------
 
@@ -538,7 +554,8 @@ def check_timeout(name: str, seconds: object) -> float:
         ValueError: It is negative, NaN or no number.
     """
     if is_number(seconds) and seconds >= 0:
-        return float(seconds)
+        with contextlib.suppress(OverflowError):
+            return float(seconds)
     raise ValueError(f"{name} must be a number of seconds, at least 0, not {seconds!r}")
 
 
@@ -552,11 +569,16 @@ def _name_of(workflow: Callable[..., Any] | str) -> str:
     )
 
 
-def _paths(forget: Collection[str]) -> tuple[str, ...]:
-    # A str is a collection of str, too, and never what was meant.
-    if isinstance(forget, str) or not all(isinstance(path, str) for path in forget):
+def _called(operation: str, workflow: Callable[..., Any] | str, instance_id: str) -> str:
+    return f"{operation} on workflow {_name_of(workflow)!r}, instance {instance_id!r}"
+
+
+def _paths(forget: Iterable[str]) -> tuple[str, ...]:
+    # A str is made of str, too, and never what was meant.
+    paths = () if isinstance(forget, str) else tuple(forget)
+    if isinstance(forget, str) or not all(isinstance(path, str) for path in paths):
         raise MisuseError(problem=f"forget is {forget!r}; give a list of keys or paths, for example ['fetch:v1']")
-    return tuple(dict.fromkeys(forget))
+    return tuple(dict.fromkeys(paths))
 
 
 def _cleared(journal: Journal) -> tuple[str, ...]:

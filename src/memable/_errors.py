@@ -13,6 +13,9 @@ import attrs
 
 from ._error_info import ErrorInfo
 
+#: The message about an unknown key names so many of those that are known.
+_MAX_NAMED_KEYS = 10
+
 
 def _restore(cls: type[MemableError], args: tuple[Any, ...], facts: dict[str, Any]) -> MemableError:
     """Rebuild an exception from a pickle or a copy without calling its constructor."""
@@ -234,11 +237,16 @@ class InvalidKeyError(WorkflowCodeError, ValueError):
     "What was given; the text of it, if it was neither a string nor a number."
     problem: str
     "Which part of the rule it breaks."
+    workflow: str | None = None
+    "Name of the workflow in whose body it was given, if it was."
+    instance_id: str | None = None
+    "Id of the instance in whose body it was given, if it was."
 
     def __str__(self) -> str:
+        where = _subject(self.workflow, self.instance_id)
         return (
-            f"{self.component} {_cut(repr(self.value))} {self.problem}; use a non-empty str of at most 255 bytes of "
-            f"UTF-8 without '/', control characters or surrogates, that does not start with '_'"
+            f"{where}{self.component} {_cut(repr(self.value))} {self.problem}; use a non-empty str of at most 255 "
+            f"bytes of UTF-8 without '/', control characters or surrogates, that does not start with '_'"
         )
 
 
@@ -403,12 +411,16 @@ class UnknownKeyError(_InstanceError, LookupError):
 
     keys: tuple[str, ...]
     "The unknown keys or paths."
+    known: tuple[str, ...] = ()
+    "The recorded paths."
 
     def __str__(self) -> str:
         names = ", ".join(map(repr, self.keys))
+        known = ", ".join(map(repr, self.known[:_MAX_NAMED_KEYS])) or "nothing"
+        more = f" and {len(self.known) - _MAX_NAMED_KEYS} more" if len(self.known) > _MAX_NAMED_KEYS else ""
         return (
             f"{_of(self.workflow, self.instance_id)}: no record of {names}, so nothing was forgotten; "
-            f"engine.history(...) lists the recorded keys"
+            f"recorded is {known}{more}"
         )
 
 
@@ -503,10 +515,12 @@ class WorkflowBlockedError(_InstanceError):
     "What blocked it."
 
     def __str__(self) -> str:
-        return (
-            f"{_of(self.workflow, self.instance_id, self.key)}: blocked by {self.error}; nothing is lost: mend the "
-            f"code, then it goes on at the next open or engine.resume(...)"
-        )
+        if self.error.matches(RecoveryLimitError):
+            remedy = "find out whether it brings the process down, then engine.resume(...) it"
+        else:
+            remedy = "mend the code, then it goes on at the next open or engine.resume(...)"
+        where = _of(self.workflow, self.instance_id, self.key)
+        return f"{where}: blocked by {self.error}; nothing is lost: {remedy}"
 
 
 @attrs.define(slots=False, eq=False, kw_only=True)

@@ -86,10 +86,7 @@ class InstanceHeader:
             case StepCompleted() | AttemptFailed() | StepFailed():
                 self.recoveries = 0
             case RunStarted():
-                self.session = record.session
-                self.status = MetadataStatus.RUNNING
-                self.key = self.error_message = None
-                self.recoveries += record.after_crash
+                self._run_again(record)
                 return
             case InstanceResumed():
                 self._restart(record)
@@ -98,10 +95,7 @@ class InstanceHeader:
                 self.cancel_requested = True
                 return
             case InstanceBlocked():
-                self.status = MetadataStatus.BLOCKED
-                self.key = record.path
-                self.needs_resume = record.needs_resume
-                self.error_message = _cut(record.error.message)
+                self._block(record)
             case InstanceCompleted():
                 self._end(MetadataStatus.COMPLETED, record.at, None)
             case InstanceFailed():
@@ -112,6 +106,24 @@ class InstanceHeader:
                 raise ValueError(f"instance {self.number} starts a second time")
         if record.status is not None:
             self.message = record.status
+
+    def _run_again(self, record: RunStarted) -> None:
+        if record.after_crash:
+            self.recoveries += 1
+        elif record.session == self.session + 1:
+            # It was running when the session before ended, and that was no crash.
+            self.recoveries = 0
+        self.session = record.session
+        self.status = MetadataStatus.RUNNING
+        self.key = self.error_message = None
+
+    def _block(self, record: InstanceBlocked) -> None:
+        self.status = MetadataStatus.BLOCKED
+        self.key = record.path
+        self.needs_resume = record.needs_resume
+        self.error_message = _cut(str(record.error))
+        if not record.needs_resume:
+            self.recoveries = 0
 
     def _restart(self, record: InstanceResumed) -> None:
         self.session = record.session

@@ -21,6 +21,7 @@ from ._clock import current_clock
 from ._definition import Workflow, check_retention
 from ._engine import Engine, check_timeout
 from ._errors import StorageError
+from ._numbers import is_count
 from ._retry import RetryPolicy
 from ._services import Services
 from ._states import MetadataStatus
@@ -100,8 +101,8 @@ async def open_engine(
         default_retry: The policy of steps that do not give one; None for no retries.
         resume_on_start: Whether unfinished instances of the registered workflows run again on entry.
         shutdown_timeout: Seconds for which leaving the block normally waits for runs.
-        retention: Seconds for which ended instances are kept; None for ever. (Recorded as the engine's wish: the
-            clean-up itself comes with a later release.)
+        retention: Seconds for which ended instances are kept; None for ever. (Checked, but not acted upon yet: they
+            are all kept until the clean-up comes with a later release.)
         max_parked: How many waiting runs keep their tasks. (All of them do until passivation comes with a later
             release.)
         max_recoveries: An instance that was running at so many crashes in a row is Blocked.
@@ -118,7 +119,8 @@ async def open_engine(
         BaseException: What the block raised, as itself. What a workflow raised and no workflow may handle, such as
             ``KeyboardInterrupt``; several of those together come in a group.
     """
-    _check_settings(default_retry, max_parked, max_recoveries, max_value_bytes)
+    _check_numbers(max_parked=max_parked, max_recoveries=max_recoveries, max_value_bytes=max_value_bytes)
+    _check_settings(default_retry, resume_on_start, converter, aliases)
     check_retention(retention)
     shutdown_s = check_timeout("shutdown_timeout", shutdown_timeout)
     codec = Codec(converter=converter, aliases=aliases, max_value_bytes=max_value_bytes)
@@ -204,16 +206,26 @@ def _as_store(store: str | os.PathLike[str] | Store | None) -> Store:
     raise TypeError(f"store must be a path, a FileStore or an InMemoryStore, not {store!r}")
 
 
-def _check_settings(default_retry: object, max_parked: object, max_recoveries: object, max_value_bytes: object) -> None:
-    if default_retry is not None and not isinstance(default_retry, RetryPolicy):
-        raise TypeError(f"default_retry must be a memable.RetryPolicy or None, not {default_retry!r}")
+def _check_numbers(*, max_parked: object, max_recoveries: object, max_value_bytes: object) -> None:
     for name, value, least in (
         ("max_parked", max_parked, 0),
         ("max_recoveries", max_recoveries, 1),
         ("max_value_bytes", max_value_bytes, 1),
     ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not is_count(value, least=least):
             raise ValueError(f"{name} must be an int, at least {least}, not {value!r}")
+
+
+def _check_settings(default_retry: object, resume_on_start: object, converter: object, aliases: object) -> None:
+    if default_retry is not None and not isinstance(default_retry, RetryPolicy):
+        raise TypeError(f"default_retry must be a memable.RetryPolicy or None, not {default_retry!r}")
+    if not isinstance(resume_on_start, bool):
+        raise TypeError(f"resume_on_start must be True or False, not {resume_on_start!r}")
+    if converter is not None and not isinstance(converter, cattrs.Converter):
+        raise TypeError(f"converter must be a cattrs.Converter or None, not {converter!r}")
+    pairs = aliases.items() if isinstance(aliases, Mapping) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(cls, type) for name, cls in pairs):
+        raise TypeError(f"aliases must map recorded names to classes, not {aliases!r}")
 
 
 async def _log_unregistered(store: OpenStore, supervisor: Supervisor) -> None:

@@ -31,7 +31,9 @@ from ._decide import (
 from ._error_info import describe_exception
 from ._errors import (
     DuplicateKeyError,
+    InvalidKeyError,
     MemableError,
+    MisuseError,
     NestedStepError,
     RunEndedError,
     SerializationError,
@@ -231,7 +233,7 @@ class Run:
 
         Raises:
             RunEndedError: The run has ended.
-            NestedStepError: Called inside a step of this run.
+            NestedStepError: Called inside a step.
             InvalidKeyError: The key breaks the rule for keys.
             DuplicateKeyError: The key is in use, or was used, in this run.
         """
@@ -245,7 +247,11 @@ class Run:
         except MemableError as error:
             if inspect.iscoroutine(work):
                 work.close()
-            raise (self.blame(error) if isinstance(error, WorkflowCodeError) else error) from None
+            if isinstance(error, InvalidKeyError):
+                error.workflow, error.instance_id = self.workflow_name, self.instance_id
+            if isinstance(error, WorkflowCodeError) and not isinstance(error, NestedStepError):
+                self.blame(error)
+            raise error from None
         self._claims.add(path)
         return path
 
@@ -257,18 +263,22 @@ class Run:
 
     def refuse_nesting(self, operation: str) -> None:
         """
-        Refuse an operation that is called inside a step of this run.
+        Refuse an operation that is called inside a step, be it of another run of the same engine.
 
         Raises:
-            NestedStepError: It is.
+            NestedStepError: It is. The run of the step is to blame.
         """
         step = current_step.get()
-        if step is not None and step.run is self:
-            raise self.blame(
+        if step is not None and step.run.services is self.services:
+            run = step.run
+            raise run.blame(
                 NestedStepError(
-                    workflow=self.workflow_name, instance_id=self.instance_id, key=step.path, operation=operation
+                    workflow=run.workflow_name, instance_id=run.instance_id, key=step.path, operation=operation
                 )
             )
+
+    def _blame_misuse(self, problem: str) -> None:
+        self.blame(MisuseError(problem=problem, workflow=self.workflow_name, instance_id=self.instance_id))
 
     def blame(self, error: WorkflowCodeError) -> WorkflowCodeError:
         """
@@ -433,6 +443,9 @@ class Run:
                 if not self.scope.cancel_called:
                     value = await body()
                     returned = True
+            if inspect.iscoroutine(value):
+                value.close()
+                self._blame_misuse(f"the body returned the coroutine {value.__qualname__}(...); an await is missing")
         except BaseException as error:  # noqa: BLE001 - nothing of it is lost
             # Sorted leaf by leaf below: what is fatal is given to the engine, the rest is the instance's outcome.
             exc = error
@@ -451,7 +464,8 @@ class Run:
             instance_id=self.instance_id,
             failed_paths={path for path, memo in self.journal.memos.items() if isinstance(memo, StepFailed)},
             code_error=self.code_error,
-            is_behind=self._replaying and not self._claims.issuperset(self.journal.memos),
+            is_behind=self._replaying
+            and not self._claims.issuperset(self.journal.memos.keys() | self.journal.attempts.keys()),
             is_stopping=self.leaving == "stopping",
             is_cancelled=self.cancel_request is not None,
             cancelled_type=trio.Cancelled,
@@ -470,6 +484,12 @@ class Run:
         self.is_ending = True
         if await self._append(record):
             self.ending = record
+            if isinstance(record, (InstanceFailed, InstanceBlocked)):
+                # A recovered instance may have nobody who asks for its result.
+                became = "failed" if isinstance(record, InstanceFailed) else "is blocked"
+                logger.warning(
+                    "workflow %r, instance %r %s: %s", self.workflow_name, self.instance_id, became, record.error
+                )
 
     def _ending_record(self, ending: Ending, value: object) -> InstanceRecord | None:
         common: dict[str, Any] = {

@@ -5,7 +5,8 @@ Executes one step: attempts, timeouts, backoff, and the record of how it ended.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias, assert_never
 
 import attrs
@@ -48,6 +49,8 @@ class Step:
     returns: Any
     "The annotation given in the call; None if it is the function's own."
     limiter: trio.CapacityLimiter | None = None
+    unknown: Mapping[str, object] = MappingProxyType({})
+    "Options that there are not."
 
 
 @attrs.define
@@ -111,7 +114,7 @@ async def perform_step(run: Run, prefix: str, key: str, step: Step) -> Any:
 
 
 async def _recall_or_execute(run: Run, path: str, step: Step) -> Any:
-    problem = find_misuse(step.operation, step.fn)
+    problem = find_misuse(step.operation, step.fn, step.unknown)
     if problem is not None:
         raise _misuse(run, path, problem)
     try:
@@ -147,7 +150,7 @@ def _failure_of(run: Run, memo: StepFailed) -> MemableError:
         return SerializationError(
             problem=info.message, workflow=run.workflow_name, instance_id=run.instance_id, key=memo.path
         )
-    return _FAILURES[memo.failure](
+    error = _FAILURES[memo.failure](
         workflow=run.workflow_name,
         instance_id=run.instance_id,
         key=memo.path,
@@ -155,6 +158,10 @@ def _failure_of(run: Run, memo: StepFailed) -> MemableError:
         attempts=memo.attempt,
         retryable=memo.retryable,
     )
+    if info.traceback:
+        # What is printed of it, and what is recorded if it leaves the body, shows where the step failed.
+        error.add_note(f"The step's own traceback:\n{info.traceback}")
+    return error
 
 
 _FAILURES: dict[StepFailure, type[StepFailedError]] = {

@@ -8,8 +8,8 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from types import AsyncGeneratorType, BuiltinFunctionType, BuiltinMethodType, FunctionType, MethodType
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from types import AsyncGeneratorType, BuiltinFunctionType, BuiltinMethodType, FunctionType, MappingProxyType, MethodType
 from typing import Any, Literal, TypeAlias
 
 from ._numbers import is_number
@@ -22,12 +22,20 @@ Operation: TypeAlias = Literal["step", "step_in_thread"]
 MAX_WRAPPERS = 100
 
 
-def find_misuse(operation: Operation, fn: object) -> str | None:
+def find_misuse(operation: Operation, fn: object, unknown: Mapping[str, object] = MappingProxyType({})) -> str | None:
     """
-    Return what is wrong with the function of a call and what to write instead, or None.
+    Return what is wrong with the function or the options of a call and what to write instead, or None.
 
     Closes *fn* if it is a coroutine that nobody will await.
     """
+    if unknown:
+        if inspect.iscoroutine(fn):
+            fn.close()
+        names = ", ".join(map(repr, unknown))
+        return (
+            f"ctx.{operation} has no option {names}; for a keyword argument of the function write "
+            f"functools.partial(function, ...)"
+        )
     if type(fn) is FunctionType and fn.__code__.co_flags & inspect.CO_COROUTINE:
         # The usual case, told without the cost of looking further.
         return None if operation == "step" else _async_in_thread(fn)

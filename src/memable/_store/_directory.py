@@ -47,13 +47,13 @@ def prepare_directory(disk: Disk, directory: Path) -> bool:
     """
     is_new = disk.make_directory(directory)
     is_store = has_log(disk, directory)
+    if not is_new:
+        try:
+            disk.restrict_directory(directory)
+        except PermissionError:
+            # A volume that was mounted for us may belong to somebody else; the files are ours alone all the same.
+            logger.warning("%s belongs to another user, who may let others list it", directory)
     if not is_store:
-        if not is_new:
-            try:
-                disk.restrict_directory(directory)
-            except PermissionError:
-                # A volume that was mounted for us may belong to somebody else; the files are ours alone all the same.
-                logger.warning("%s belongs to another user, who may let others list it", directory)
         # It may have been made a moment ago, by us or by an opener that died.
         with contextlib.suppress(PermissionError):
             disk.sync_directory(directory.parent)
