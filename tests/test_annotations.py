@@ -155,7 +155,9 @@ def test_return_annotation_that_cannot_be_resolved_says_what_to_write(fn: Callab
     """
     A name that is not there is a misuse, and the message names the function and both remedies.
     """
-    with pytest.raises(MisuseError, match=r"of_\w+ cannot be resolved .*Missing.* make the name importable .* or pass returns="):
+    with pytest.raises(
+        MisuseError, match=r"of_\w+ cannot be resolved .*Missing.* make the name importable .* or pass returns="
+    ):
         AnnotationCache().return_annotation(fn)
 
 

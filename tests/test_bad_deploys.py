@@ -295,6 +295,21 @@ async def test_log_that_is_taken_away_while_open_stops_the_engine(
             await trio.sleep(5)
 
 
+async def test_store_whose_log_is_missing_is_refused(tmp_path: Path, autojump_clock: object):
+    """
+    A store whose log is gone is not taken for a new one.
+    """
+    async with memable.open_engine(tmp_path / "store"):
+        pass
+    (tmp_path / "store" / "00000001.log").unlink()
+    with pytest.raises(memable.StoreCorruptedError, match="the log is missing, though there was one"):
+        async with memable.open_engine(tmp_path / "store"):
+            pass
+    (tmp_path / "store" / "lock").unlink()
+    async with memable.open_engine(tmp_path / "store") as engine:
+        assert await engine.list_instances() == []
+
+
 async def test_store_that_was_opened_to_others_is_closed_to_them_again(tmp_path: Path, autojump_clock: object):
     """
     A store's directory and log are for their owner only, whatever was made of them since.

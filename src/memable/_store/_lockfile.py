@@ -68,6 +68,12 @@ class StoreLock:
             write_fully(file, _HOLDER_BYTES, _padded(b"", _MARK_BYTES))
             file.sync()
 
+    def has_noted_holder(self) -> bool:
+        """
+        Whether anybody was noted here before, which is only done once there is a log, and that is durable.
+        """
+        return self._lock.file.size() >= _SIZE
+
     def is_marked(self) -> bool:
         """
         Whether a sync or write of the log failed, and the log was not copied since.

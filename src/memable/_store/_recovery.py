@@ -58,9 +58,17 @@ def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float) -> Rec
         StorageError: The directory holds something else.
         OSError: The disk failed.
     """
-    if not has_log(disk, directory):
-        create_log(disk, directory, now)
     path = directory / FIRST_SEGMENT
+    if not has_log(disk, directory):
+        if lock.has_noted_holder():
+            # A new log would make everything that was acknowledged look as if it had never been.
+            raise StoreCorruptedError(
+                location=str(path),
+                offset=0,
+                problem="the log is missing, though there was one in this directory; restore it from a backup, or "
+                "remove the lock file as well to begin a new store",
+            )
+        create_log(disk, directory, now)
     file = disk.open_file(path)
     try:
         log = _read(file, path)
