@@ -261,7 +261,7 @@ def predict(instance: Instance, program: Program) -> Prediction:
             message = op.message
             continue
         if isinstance(op, Raise):
-            is_behind = is_replaying and not claimed.issuperset(instance.memos)
+            is_behind = is_replaying and not claimed.issuperset({*instance.memos, *_pending(instance)})
             status = MetadataStatus.BLOCKED if is_behind else MetadataStatus.FAILED
             return Prediction(status, message)
         together = op.ops if isinstance(op, Together) else (op,)
@@ -271,6 +271,12 @@ def predict(instance: Instance, program: Program) -> Prediction:
         if failing:
             return Prediction(MetadataStatus.FAILED, message, failing)
     return Prediction(MetadataStatus.COMPLETED, message)
+
+
+def _pending(instance: Instance) -> set[str]:
+    """Return the keys that have failed attempts on record, and no outcome."""
+    attempts = instance.failed_attempts.items()
+    return {key for key, count in attempts if count > instance.old_attempts.get(key, 0) and key not in instance.memos}
 
 
 def _fails(instance: Instance, op: Step | Broken | Fatal) -> bool:
