@@ -128,6 +128,7 @@ async def test_deploy_with_an_input_annotation_that_cannot_be_read_blocks(
     """
     state = await _deploy(place, takes, new, 3)
     assert isinstance(state, memable.Blocked)
+    assert "workflow 'w', instance 'i': " in state.error.message
 
 
 async def returns_mistyped(ctx: memable.Context) -> Mistyped:
@@ -136,6 +137,25 @@ async def returns_mistyped(ctx: memable.Context) -> Mistyped:
 
 async def returns_half(ctx: memable.Context) -> dict[int]:  # type: ignore[type-arg]
     return {}
+
+
+async def takes_unknown(ctx: memable.Context, amount: Unknown) -> int:  # type: ignore[name-defined]  # noqa: F821 - tested
+    return 1
+
+
+async def returns_unknown(ctx: memable.Context, amount: int) -> Unknown:  # type: ignore[name-defined]  # noqa: F821 - tested
+    return 1
+
+
+@pytest.mark.parametrize("new", [takes_unknown, returns_unknown])
+async def test_deploy_with_an_annotation_that_cannot_be_found_says_so(new: Body, place: Place, autojump_clock: object):
+    """
+    A name in an annotation that is not there blocks the instance, and the message says where and what to mend.
+    """
+    state = await _deploy(place, takes, new, 3)
+    assert isinstance(state, memable.Blocked)
+    assert state.error.message.startswith("workflow 'w', instance 'i': the ")
+    assert "cannot be resolved (NameError: name 'Unknown' is not defined); mend it" in state.error.message
 
 
 @pytest.mark.parametrize("body", [returns_mistyped, returns_half])

@@ -85,7 +85,7 @@ class RunFacts:
     code_error: WorkflowCodeError | None
     "The first code error that was raised in this run."
     is_behind: bool
-    "Whether the run was still replaying, and memos lie unasked: an earlier run got further."
+    "Whether the run was still replaying, and memos or failed attempts lie unasked: an earlier run got further."
     is_stopping: bool
     "Whether the body was unwound because the engine stops."
     is_cancelled: bool

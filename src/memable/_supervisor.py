@@ -164,9 +164,13 @@ class Supervisor:
         annotations = self.services.annotations
 
         async def body() -> object:
-            # Resolved here, where an annotation that cannot be makes the instance Blocked, not the engine fail.
-            run.output = annotations.return_annotation(definition.fn)
-            arguments = self._input(definition, run)
+            try:
+                # Resolved here, where an annotation that cannot be makes the instance Blocked, not the engine fail.
+                run.output = annotations.return_annotation(definition.fn)
+                arguments = self._input(definition, run)
+            except (MisuseError, TypeMismatchError) as error:
+                error.workflow, error.instance_id = run.workflow_name, run.instance_id
+                raise
             return await call_unprotected(definition.fn, Context(run), *arguments)
 
         return body
@@ -179,13 +183,11 @@ class Supervisor:
                 lambda count: self.services.annotations.parameter_annotations(definition.fn, True, count),
             )
             definition.signature.bind(*arguments)
-        except TypeMismatchError as error:
-            error.workflow, error.instance_id = run.workflow_name, run.instance_id
+        except (MisuseError, TypeMismatchError):
+            # Both are TypeErrors, too, and say better what is wrong.
             raise
         except TypeError as error:
             raise MisuseError(
-                workflow=run.workflow_name,
-                instance_id=run.instance_id,
                 problem=f"the recorded input does not fit the signature {definition.signature} ({error}); give new "
                 "parameters a default, and keep the old ones",
             ) from None
