@@ -39,6 +39,7 @@ def facts(**changes: Any) -> RunFacts:
         "workflow": "w",
         "instance_id": "i",
         "failed_paths": (),
+        "inner_paths": {},
         "code_error": None,
         "is_behind": False,
         "is_stopping": False,

@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 import pytest
+import trio
 
 import memable
 from memable import _errors
@@ -63,6 +64,93 @@ ERRORS: list[tuple[memable.MemableError, str, tuple[type, ...]]] = [
             "mend the cause, then engine.resume(...) runs it again"
         ),
         (TimeoutError, memable.RetriesExhaustedError, memable.StepTimeoutError),
+    ),
+    (
+        memable.SuspendTimeoutError(**INSTANCE, key="k"),
+        (
+            f"{HERE}, key 'k': no signal came before the timeout; catch this in the workflow, or engine.resume(...) to "
+            "wait once more"
+        ),
+        (TimeoutError,),
+    ),
+    (
+        memable.ScopeTimeoutError(**INSTANCE, key="k"),
+        (
+            f"{HERE}, key 'k': what is inside ctx.fail_after took too long; catch this in the workflow, or "
+            "engine.resume(...) to try once more"
+        ),
+        (TimeoutError, trio.TooSlowError),
+    ),
+    (
+        memable.ChildFailedError(**INSTANCE, key="k", error=INFO),
+        (
+            f"{HERE}, key 'k': the child instance failed with OSError: disk on fire; mend the cause, then "
+            "engine.resume(...) runs it again"
+        ),
+        (),
+    ),
+    (
+        memable.ChildFailedError(**INSTANCE, key="k", error=INFO, index=3, item_key="three"),
+        (
+            f"{HERE}, key 'k': child 'three' (index 3) failed with OSError: disk on fire; mend the cause, then "
+            "engine.resume(...) runs it again"
+        ),
+        (),
+    ),
+    (
+        memable.ItemsChangedError(**INSTANCE, key="k", item_key="7", index=7, is_missing=True),
+        (
+            f"{HERE}, key 'k': the item of child '7' (index 7) is missing; give the same items again (more may follow "
+            "them), name children by item_key=, make the items in a step, or use a new key"
+        ),
+        (memable.WorkflowCodeError,),
+    ),
+    (
+        memable.NonDurableDeadlineError(**INSTANCE, key="k", operation="suspend"),
+        (
+            f"{HERE}, key 'k': ctx.suspend inside a deadline of trio's, which a crash or a passivation would begin anew; "
+            "use 'async with ctx.move_on_after(key, seconds)' or ctx.fail_after(key, seconds) or suspend(..., "
+            "timeout=...)"
+        ),
+        (memable.WorkflowCodeError,),
+    ),
+    (
+        memable.CompensationLostError(**INSTANCE, keys=("a", "b")),
+        (
+            f"{HERE}: compensations 'a', 'b' were registered, but the code does not register them any more; let it call "
+            "ctx.compensate with these keys again, then it goes on at the next open or engine.resume(...)"
+        ),
+        (memable.WorkflowCodeError,),
+    ),
+    (
+        memable.OutcomeUnknownError(**INSTANCE, key="k", error=INFO),
+        (
+            f"{HERE}, key 'k': the effect had begun when its run was cut short, and its outcome is unknown (the probe "
+            "failed with OSError: disk on fire); find out whether it happened, then engine.settle(..., value=... or "
+            "error=... or rerun=True)"
+        ),
+        (memable.WorkflowCodeError,),
+    ),
+    (
+        memable.SignalRejectedError(**INSTANCE, key="k", reason="the instance has ended"),
+        f"{HERE}, key 'k': nothing was delivered: the instance has ended",
+        (),
+    ),
+    (
+        memable.SignalSupersededError(**INSTANCE, key="k"),
+        (
+            f"{HERE}, key 'k': another signal or the timeout was first, so nothing was delivered; the instance goes on "
+            "with that"
+        ),
+        (),
+    ),
+    (
+        memable.InstanceCompensatedError(**INSTANCE),
+        (
+            f"{HERE}: its compensations have begun, so its memos no longer hold; engine.resume(..., anew=True) runs it "
+            "from the beginning"
+        ),
+        (),
     ),
     (memable.SerializationError(problem="cannot be stored"), "cannot be stored", ()),
     (

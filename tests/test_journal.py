@@ -1,83 +1,55 @@
 """
-Folding records into headers and journals, and refusing sequences that cannot be.
+Folding records into journals, and refusing sequences that cannot be.
 """
 
 from __future__ import annotations
 
+import itertools
+import time
 from typing import Any
 
 import pytest
 
-from memable._encoded import Encoded
-from memable._error_info import ErrorInfo
-from memable._journal import (
-    MAX_HEADER_ERROR_CHARS,
-    InstanceHeader,
-    Journal,
-    header_of,
-    journal_of,
-)
+from memable._journal import FanOutItems, Journal, journal_of
 from memable._records import (
+    INSTANCE_RECORDS,
     AttemptFailed,
+    BranchCompleted,
+    BranchFailed,
+    BranchStarted,
+    CallCompleted,
+    CallFailed,
     CancelRequested,
+    ChildStarted,
+    CompensationBegun,
+    CompensationRegistered,
+    FanOutFailed,
     InstanceBlocked,
-    InstanceCancelled,
-    InstanceCompleted,
-    InstanceFailed,
     InstanceRecord,
     InstanceResumed,
+    InstanceRetired,
     InstanceStarted,
+    InstanceSuspended,
+    IntentRecorded,
+    IntentWithdrawn,
     RunStarted,
+    ScopeEnded,
+    ScopeStarted,
+    SignalKept,
+    SignalReceived,
+    SleepEnded,
     StepCompleted,
     StepFailed,
+    SuspendTimedOut,
+    WaitAbandoned,
+    WaitStarted,
 )
-from memable._states import MetadataStatus
-
-VALUE = Encoded("builtins.int", b"1")
-ERROR = ErrorInfo("builtins.ValueError", "no")
-STARTED = InstanceStarted(
-    instance=7, seq=1, at=100.0, session=3, workflow="w", instance_id="i", input=VALUE, parent="p/q"
-)
-
-#: For each kind of record what it needs beside its place.
-FACTS: dict[type[InstanceRecord], dict[str, Any]] = {
-    RunStarted: {"session": 4},
-    InstanceResumed: {"session": 4},
-    StepCompleted: {"path": "k", "value": VALUE, "started_at": 1.0},
-    AttemptFailed: {"path": "k", "error": ERROR, "next_attempt_at": 9.0, "started_at": 1.0},
-    StepFailed: {"path": "k", "error": ERROR, "started_at": 1.0},
-    CancelRequested: {},
-    InstanceBlocked: {"error": ERROR},
-    InstanceCompleted: {"value": VALUE},
-    InstanceFailed: {"error": ERROR},
-    InstanceCancelled: {},
-}
-ENDINGS = (InstanceCompleted, InstanceFailed, InstanceCancelled)
-
-
-def record(cls: type[Any], seq: int = 2, **changes: Any) -> Any:
-    return cls(**{"instance": 7, "seq": seq, "at": 100.0 + seq, **FACTS[cls], **changes})
+from sample_histories import ENDINGS, FACTS, STARTED, VALUE, history, record
 
 
 def journal(*kinds: Any) -> Journal:
     """Fold a start and what follows: classes of records, or pairs of one and what it says."""
-    records: list[InstanceRecord] = [STARTED]
-    for seq, kind in enumerate(kinds, 2):
-        cls, changes = kind if isinstance(kind, tuple) else (kind, {})
-        records.append(record(cls, seq, **changes))
-    return journal_of(records)
-
-
-def header(*kinds: Any) -> InstanceHeader:
-    """Fold the same into a header."""
-    folded = header_of(STARTED)
-    for seq, kind in enumerate(kinds, 2):
-        cls, changes = kind if isinstance(kind, tuple) else (kind, {})
-        folded.apply(record(cls, seq, **changes))
-    return folded
-
-
-# Journals --------------------------------------------------------------------------------------------------------
+    return journal_of(history(*kinds))
 
 
 def test_journal_begins_with_a_start():
@@ -240,122 +212,444 @@ def test_journal_begun_anew_has_no_memos():
     assert folded.generation("k") == 1
 
 
-# Headers ---------------------------------------------------------------------------------------------------------
+def test_journal_takes_every_kind_of_record():
+    """
+    No kind of record was forgotten.
+    """
+    assert set(Journal._FOLDS) == set(INSTANCE_RECORDS) == {InstanceStarted, *FACTS}
 
 
-def test_header_of_a_start():
+def test_journal_of_a_retired_instance_is_refused():
     """
-    A header knows from the start who the instance is.
+    A retired instance has no journal.
     """
-    assert header_of(STARTED) == InstanceHeader(
-        number=7,
-        workflow="w",
-        instance_id="i",
-        created_at=100.0,
-        updated_at=100.0,
-        session=3,
-        parent="p/q",
-        status=MetadataStatus.RUNNING,
+    with pytest.raises(ValueError, match="instance 7 is retired, and has no journal"):
+        journal(ENDINGS[0], InstanceRetired)
+
+
+# Waits -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [SignalReceived, SuspendTimedOut, SleepEnded])
+def test_journal_keeps_a_wait_until_it_ends(end: type[Any]):
+    """
+    A wait is open until it has an outcome, and nothing of it is kept beside that then.
+    """
+    folded = journal(SignalKept, WaitStarted)
+    assert (folded.waits, folded.is_waiting_at("wait"), folded.waiting_paths()) == (
+        {"wait": record(WaitStarted, 3)},
+        True,
+        ["wait"],
+    )
+    folded = journal(SignalKept, WaitStarted, WaitAbandoned, end)
+    assert folded.memos == {"wait": record(end, 5)}
+    assert (folded.waits, folded.kept, folded.abandoned, folded.waiting_paths()) == ({}, {}, set(), [])
+    assert not folded.is_waiting_at("wait")
+
+
+def test_journal_knows_a_wait_that_the_body_has_left():
+    """
+    No signal reaches a wait that the body has turned away from, until it comes back.
+    """
+    folded = journal(WaitStarted, WaitAbandoned)
+    assert (folded.is_waiting_at("wait"), folded.waiting_paths(), folded.knows("wait")) == (False, [], True)
+    assert journal(WaitStarted, WaitAbandoned, WaitStarted).is_waiting_at("wait")
+    folded = journal(AttemptFailed, (WaitAbandoned, {"path": "k"}))
+    assert folded.waiting_paths() == []
+    assert journal(AttemptFailed, (WaitAbandoned, {"path": "k"}), AttemptFailed).waiting_paths() == ["k"]
+    assert journal(AttemptFailed, (WaitAbandoned, {"path": "k"}), StepCompleted).abandoned == set()
+
+
+def test_journal_does_not_wait_for_a_signal_in_a_sleep():
+    """
+    A sleep is a wait, but not for a signal.
+    """
+    folded = journal((WaitStarted, {"expects": None}))
+    assert (folded.is_waiting_at("wait"), folded.waiting_paths()) == (False, ["wait"])
+
+
+def test_journal_lists_waits_the_longest_first():
+    """
+    Children come first, then waits and backoffs in the order in which they began.
+    """
+    folded = journal(
+        AttemptFailed,
+        WaitStarted,
+        (WaitStarted, {"path": "later"}),
+        (AttemptFailed, {"path": "k2"}),
+        AttemptFailed,
+        ChildStarted,
+        (ChildStarted, {"path": "loose", "detached": True}),
+    )
+    assert folded.waiting_paths() == ["call", "wait", "later", "k2", "k"]
+    folded.apply(record(CallCompleted, 99))
+    assert folded.waiting_paths() == ["wait", "later", "k2", "k"]
+
+
+def test_journal_does_not_wait_within_what_is_decided():
+    """
+    When a fan-out has failed, nothing waits for what its other children waited for.
+    """
+    before: list[Any] = [
+        (WaitStarted, {"path": "f/1/wait"}),
+        (AttemptFailed, {"path": "f/2/k"}),
+        (BranchStarted, {"path": "f/3", "workflow": "child"}),
+    ]
+    assert journal(*before).waiting_paths() == ["f/3", "f/1/wait", "f/2/k"]
+    folded = journal(*before, FanOutFailed)
+    assert (folded.waiting_paths(), folded.is_waiting_at("f/1/wait")) == ([], False)
+    cleared = journal(*before, FanOutFailed, ENDINGS[1], (InstanceResumed, {"cleared": ("f",)}))
+    assert cleared.waiting_paths() == ["f/3", "f/1/wait", "f/2/k"]
+
+
+STILL_SUSPENDED = (WaitStarted, ScopeStarted, SignalKept, WaitAbandoned, IntentWithdrawn, CancelRequested)
+
+
+@pytest.mark.parametrize("cls", [cls for cls in FACTS if cls is not InstanceRetired])
+def test_journal_is_suspended_until_something_happens(cls: type[InstanceRecord]):
+    """
+    What ends a wait, or shows that a run does something, ends a suspension; the rest does not.
+    """
+    suspended = (InstanceSuspended, {"path": "k"})
+    folded = journal(suspended, cls)
+    if cls is InstanceSuspended:
+        assert folded.suspended == record(InstanceSuspended, 3)
+    elif cls in STILL_SUSPENDED:
+        assert folded.suspended == record(InstanceSuspended, 2, path="k")
+    else:
+        assert folded.suspended is None
+
+
+# What else is open -------------------------------------------------------------------------------------------------
+
+
+def test_journal_keeps_an_intent_until_its_outcome_is_known():
+    """
+    An effect that may have happened is open until it has an outcome, or somebody knows that it did not happen.
+    """
+    assert journal(IntentRecorded).intents == {"k": record(IntentRecorded)}
+    for answer in (StepCompleted, StepFailed, IntentWithdrawn):
+        assert journal(IntentRecorded, answer).intents == {}
+    # A probe that fails is tried again; the question stays.
+    assert set(journal(IntentRecorded, AttemptFailed).intents) == {"k"}
+
+
+def test_journal_keeps_scopes_and_what_became_of_them():
+    """
+    A scope's deadline stays known after it was left.
+    """
+    folded = journal(ScopeStarted, (ScopeEnded, {"expired": True}))
+    assert folded.scopes == {"scope": record(ScopeStarted)}
+    assert folded.memos == {"scope": record(ScopeEnded, 3, expired=True)}
+    assert folded.failed_paths() == {"scope"}
+    assert journal(ScopeStarted, ScopeEnded).failed_paths() == set()
+
+
+def test_journal_keeps_children():
+    """
+    Children are known by their paths, attached ones apart from those that live on their own.
+    """
+    folded = journal(
+        ChildStarted,
+        (ChildStarted, {"path": "loose", "detached": True}),
+        (BranchStarted, {"path": "f/0", "workflow": "child"}),
+        (BranchStarted, {"path": "f/10"}),
+    )
+    assert folded.children == {"call": "child", "f/0": "child"}
+    assert folded.detached == {"loose": "child"}
+    assert folded.fan_outs == {"f": FanOutItems({"0": "d0", "10": "d0"}, {"0": 0, "10": 0})}
+    assert (folded.children_below("f"), folded.children_below("call"), folded.children_below("f/1")) == (
+        ["f/0"],
+        ["call"],
+        [],
     )
 
 
+def test_journal_keeps_compensations_in_the_order_of_their_registration():
+    """
+    Compensations run in reverse order of registration, over the whole instance.
+    """
+    folded = journal(
+        (CompensationRegistered, {"path": "z"}), (CompensationRegistered, {"path": "f/0/a"}), CompensationBegun
+    )
+    assert folded.compensations == {"z": 2, "f/0/a": 3}
+    assert folded.compensating == record(CompensationBegun, 4)
+    again = journal(CompensationRegistered, CompensationBegun, ENDINGS[1], (InstanceResumed, {"anew": True}))
+    assert (again.compensations, again.compensating) == ({}, None)
+
+
+def test_journal_knows_failures_that_are_raised():
+    """
+    The failures that a resume may clear are those that a replay raises.
+    """
+    kinds: list[Any] = [StepFailed, SuspendTimedOut, (ScopeEnded, {"expired": True}), BranchFailed, CallFailed]
+    assert journal(*kinds).failed_paths() == {"k", "wait", "scope", "f/0", "call"}
+    assert journal(FanOutFailed).failed_paths() == {"f"}
+    assert journal(StepCompleted, SignalReceived, ScopeEnded, BranchCompleted, CallCompleted).failed_paths() == set()
+
+
 @pytest.mark.parametrize(
-    ("cls", "status"),
+    ("before", "path", "kind"),
     [
-        (RunStarted, MetadataStatus.RUNNING),
-        (InstanceResumed, MetadataStatus.RUNNING),
-        (StepCompleted, MetadataStatus.RUNNING),
-        (AttemptFailed, MetadataStatus.RUNNING),
-        (StepFailed, MetadataStatus.RUNNING),
-        (CancelRequested, MetadataStatus.RUNNING),
-        (InstanceBlocked, MetadataStatus.BLOCKED),
-        (InstanceCompleted, MetadataStatus.COMPLETED),
-        (InstanceFailed, MetadataStatus.FAILED),
-        (InstanceCancelled, MetadataStatus.CANCELLED),
+        ([], "k", None),
+        ([StepCompleted], "k", "a step"),
+        ([StepFailed], "k", "a step"),
+        ([AttemptFailed], "k", "a step"),
+        ([IntentRecorded], "k", "a step"),
+        ([WaitStarted], "wait", "a suspend point"),
+        ([SignalKept], "wait", "a suspend point"),
+        ([SignalReceived], "wait", "a suspend point"),
+        ([SuspendTimedOut], "wait", "a suspend point"),
+        ([(WaitStarted, {"expects": None})], "wait", "a sleep"),
+        ([SleepEnded], "wait", "a sleep"),
+        ([ScopeStarted], "scope", "a cancel scope"),
+        ([ScopeStarted, ScopeEnded], "scope", "a cancel scope"),
+        ([BranchStarted], "f", "a fan-out"),
+        ([BranchStarted], "f/0", "a child of a fan-out"),
+        ([(BranchStarted, {"workflow": "child"})], "f/0", "a child of a fan-out"),
+        ([BranchStarted], "f/1", None),
+        ([BranchCompleted], "f/0", "a child of a fan-out"),
+        ([BranchFailed], "f/0", "a child of a fan-out"),
+        ([FanOutFailed], "f", "a fan-out"),
+        ([ChildStarted], "call", "a call"),
+        ([ChildStarted, CallCompleted], "call", "a call"),
+        ([CallFailed], "call", "a call"),
+        ([(ChildStarted, {"detached": True})], "call", "a start"),
+        ([CompensationRegistered], "undo", "a compensation"),
+        ([CompensationRegistered, (StepCompleted, {"path": "undo"})], "undo", "a compensation"),
     ],
 )
-def test_header_status_follows_each_record(cls: type[InstanceRecord], status: MetadataStatus):
+def test_journal_tells_what_a_path_is(before: list[Any], path: str, kind: str | None):
     """
-    Each kind of record puts the instance where it says; the header tells when.
+    A path is recorded as one kind of thing, from the first record of it on.
     """
-    folded = header(cls)
-    assert (folded.status, folded.updated_at, folded.seq) == (status, 102.0, 2)
-    assert folded.completed_at == (102.0 if status.is_terminal else None)
-    assert folded.session == (4 if cls in (RunStarted, InstanceResumed) else 3)
-    assert folded.cancel_requested is (cls is CancelRequested)
+    assert journal(*before).kind_of(path) == kind
 
 
-def test_header_tells_what_it_failed_with():
-    """
-    A header has the error in short, and the path that it is blocked at.
-    """
-    assert header(InstanceFailed).error_message == "ValueError: no"
-    assert header((InstanceCancelled, {"reason": "by hand"})).error_message == "by hand"
-    blocked = header((InstanceBlocked, {"path": "k", "needs_resume": True}))
-    assert (blocked.error_message, blocked.key, blocked.needs_resume) == ("ValueError: no", "k", True)
-    long = ErrorInfo("builtins.ValueError", "x" * 10_000)
-    assert header((InstanceBlocked, {"error": long})).error_message == str(long)[:MAX_HEADER_ERROR_CHARS] + " [...]"
-    assert header(InstanceCompleted).error_message is None
+# Replaying ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", [RunStarted, InstanceResumed])
-def test_header_of_a_new_run_is_running(cls: type[InstanceRecord]):
+def test_journal_expects_a_run_to_ask_for_outcomes_only():
     """
-    What blocked the instance is gone once it runs again.
+    A run is behind an earlier one while it has not asked for each outcome and attempt that no other outcome contains.
     """
-    folded = header((InstanceBlocked, {"path": "k"}), cls)
-    assert (folded.status, folded.key, folded.error_message) == (MetadataStatus.RUNNING, None, None)
+    folded = journal(
+        StepCompleted,
+        (AttemptFailed, {"path": "a"}),
+        WaitStarted,
+        (StepCompleted, {"path": "f/0/x"}),
+        (StepCompleted, {"path": "f/1/x"}),
+        BranchCompleted,
+    )
+    assert folded.asked_paths() == {"k", "a", "f/0", "f/1/x"}
+    folded.apply(record(FanOutFailed, 99))
+    assert folded.asked_paths() == {"k", "a", "f"}
 
 
-def test_header_of_a_resumed_instance_is_open_again():
-    """
-    A resume overtakes everything that had ended or held up the instance; beginning anew, its status message, too.
-    """
-    before: list[Any] = [(StepCompleted, {"status": "a"}), CancelRequested, (InstanceBlocked, {"needs_resume": True})]
-    folded = header(*before, (InstanceResumed, {}))
-    assert (folded.cancel_requested, folded.needs_resume, folded.message) == (False, False, "a")
-    assert header(*before, (InstanceResumed, {"anew": True})).message is None
-    assert header(InstanceFailed, InstanceResumed).completed_at is None
+# Forgetting --------------------------------------------------------------------------------------------------------
 
 
-def test_header_counts_crashes_in_a_row():
-    """
-    Crashes are counted until there is a new record of the work, or somebody resumes the instance.
-    """
-    crash = (RunStarted, {"after_crash": True})
-    assert header(crash, crash, RunStarted).recoveries == 2
-    for cls in (StepCompleted, AttemptFailed, StepFailed, *ENDINGS, InstanceResumed):
-        assert header(crash, crash, cls).recoveries == 0
-    assert header(crash, CancelRequested).recoveries == 1
+def everything_at(path: str) -> list[Any]:
+    """A record of each kind that leaves something at a path, or below it."""
+    return [
+        (WaitStarted, {"path": f"{path}/w"}),
+        (WaitStarted, {"path": f"{path}/a"}),
+        (WaitAbandoned, {"path": f"{path}/a"}),
+        (SignalKept, {"path": f"{path}/kept"}),
+        (SignalReceived, {"path": f"{path}/s"}),
+        (AttemptFailed, {"path": f"{path}/k"}),
+        (StepCompleted, {"path": f"{path}/c"}),
+        (ScopeStarted, {"path": f"{path}/scope"}),
+        (IntentRecorded, {"path": f"{path}/i"}),
+        (ChildStarted, {"path": f"{path}/call"}),
+        (ChildStarted, {"path": f"{path}/loose", "detached": True}),
+        (BranchStarted, {"path": f"{path}/inner/0", "digest": "x"}),
+        (StepCompleted, {"path": f"{path}/inner/0/c"}),
+    ]
 
 
-@pytest.mark.parametrize("cls", ENDINGS)
-@pytest.mark.parametrize("later", [cls for cls in FACTS if cls is not InstanceResumed])
-def test_header_of_an_ended_instance_refuses_more(cls: type[InstanceRecord], later: type[InstanceRecord]):
-    """
-    Nothing follows the end of an instance but a resume.
-    """
-    folded = header(cls)
-    with pytest.raises(ValueError, match=f"instance 7 has ended, but a {later.kind} record follows"):
-        folded.apply(record(later, 3))
-    folded.apply(record(InstanceResumed, 3))
+EVERYWHERE = [
+    "f/0/w", "f/0/a", "f/0/kept", "f/0/s", "f/0/k", "f/0/c", "f/0/scope", "f/0/i", "f/0/call", "f/0/loose",
+    "f/0/inner", "f/0/inner/0", "f/0/inner/0/c",
+]  # fmt: skip
 
 
-def test_header_refuses_records_out_of_order():
+@pytest.mark.parametrize("forgotten", ["f", "f/0"])
+def test_journal_forgets_everything_of_a_child(forgotten: str):
     """
-    Sequence numbers only grow, and an instance starts once.
+    Of a forgotten child, or of a forgotten fan-out, nothing stands: neither what it did nor which item it had.
     """
-    with pytest.raises(ValueError, match="record 2 of instance 7 follows record 2"):
-        header(RunStarted).apply(record(StepCompleted, 2))
-    again = InstanceStarted(instance=7, seq=2, at=101.0, session=3, workflow="w", instance_id="i", input=VALUE)
-    with pytest.raises(ValueError, match="instance 7 starts a second time"):
-        header_of(STARTED).apply(again)
+    folded = journal(
+        BranchStarted,
+        *everything_at("f/0"),
+        (CompensationRegistered, {"path": "f/0/undo"}),
+        (BranchCompleted, {"path": "f/10", "digest": "d10", "index": 10}),
+        (InstanceResumed, {"forgotten": (forgotten,)}),
+    )
+    assert folded.known_paths() == (set() if forgotten == "f" else {"f", "f/10"})
+    assert folded.compensations == {}
 
 
-@pytest.mark.parametrize("cls", [StepCompleted, AttemptFailed, StepFailed, InstanceBlocked, *ENDINGS])
-def test_header_remembers_the_last_status(cls: type[InstanceRecord]):
+def test_journal_forgets_within_a_child_but_not_the_child():
     """
-    A header has the same status message as the journal.
+    Forgetting something within a child drops the outcomes that contain it, not which item the child has.
     """
-    assert header((cls, {"status": "a"})).message == "a"
-    assert header((StepCompleted, {"status": "a", "path": "x"}), cls).message == "a"
+    folded = journal(
+        *everything_at("f/0"),
+        (BranchFailed, {"digest": "d0"}),
+        FanOutFailed,
+        (StepCompleted, {"path": "f/1/c"}),
+        (InstanceResumed, {"forgotten": ("f/0/inner/0",)}),
+    )
+    kept = set(EVERYWHERE) - {"f/0/inner/0", "f/0/inner/0/c"}
+    assert folded.known_paths() == {"f", "f/0", "f/1/c", *kept}
+    assert {"f", "f/0"}.isdisjoint(folded.memos)
+    assert folded.fan_outs["f"] == FanOutItems({"0": "d0"}, {"0": 0})
+    assert folded.fan_outs["f/0/inner"] == FanOutItems()
+    # What comes below again is found again.
+    folded.apply(record(StepCompleted, 98, path="f/0/inner/0/c"))
+    folded.apply(record(InstanceResumed, 99, forgotten=("f",)))
+    assert folded.known_paths() == set()
+
+
+def test_journal_clears_a_failure_but_not_what_was_done_within_it():
+    """
+    A cleared fan-out keeps what its children did; a cleared call, its child.
+    """
+    folded = journal(
+        BranchStarted,
+        (StepCompleted, {"path": "f/0/c"}),
+        FanOutFailed,
+        ChildStarted,
+        CallFailed,
+        ScopeStarted,
+        (ScopeEnded, {"expired": True}),
+        WaitStarted,
+        WaitAbandoned,
+        (InstanceResumed, {"cleared": ("f", "call", "scope", "wait")}),
+    )
+    assert folded.known_paths() == {"f", "f/0", "f/0/c", "call"}
+    assert set(folded.memos) == {"f/0/c"}
+    assert folded.abandoned == set()
+
+
+# Pruning -----------------------------------------------------------------------------------------------------------
+
+
+def test_journal_prunes_what_lies_within_outcomes():
+    """
+    Within a branch that has an outcome nothing is kept, at once or from then on; the outcome and the item are.
+    """
+    records = history(BranchStarted, *everything_at("f/0"), BranchCompleted, (StepCompleted, {"path": "f/1/c"}))
+    at_once = journal_of(records)
+    at_once.prune()
+    one_by_one = journal_of(records[:1])
+    one_by_one.prune()
+    for one in records[1:]:
+        one_by_one.apply(one)
+    for folded in (at_once, one_by_one):
+        assert folded.known_paths() == {"f", "f/0", "f/0/call", "f/1/c"}
+        assert set(folded.memos) == {"f/0", "f/1/c"}
+        # The child has not ended: it has to be, if the instance fails, but nothing waits for it.
+        assert (folded.children, folded.waiting_paths()) == ({"f/0/call": "child"}, [])
+        assert folded.fan_outs == {"f": FanOutItems({"0": "d0"}, {"0": 0})}
+
+
+def test_journal_prunes_branches_within_branches():
+    """
+    What is left of an inner fan-out goes with the branch that contains it.
+    """
+    folded = journal()
+    folded.prune()
+    seq = itertools.count(2)
+    for inner in range(3):
+        path = f"f/0/inner/{inner}"
+        folded.apply(record(StepCompleted, next(seq), path=f"{path}/c"))
+        folded.apply(record(BranchCompleted, next(seq), path=path, digest="x", index=inner))
+    assert set(folded.memos) == {"f/0/inner/0", "f/0/inner/1", "f/0/inner/2"}
+    folded.apply(record(BranchCompleted, next(seq), digest="d0"))
+    assert folded.known_paths() == {"f", "f/0"}
+
+
+def test_journal_does_not_prune_where_a_compensation_is_registered():
+    """
+    A branch that is run again to register its compensations finds what it has recorded.
+    """
+    folded = journal(
+        (StepCompleted, {"path": "f/0/c"}),
+        (CompensationRegistered, {"path": "f/0/inner/1/undo"}),
+        (BranchCompleted, {"path": "f/0/inner/1"}),
+        (StepCompleted, {"path": "f/0/inner/2/c"}),
+        (BranchCompleted, {"path": "f/0/inner/2"}),
+        BranchCompleted,
+        (StepCompleted, {"path": "f/1/c"}),
+        (BranchCompleted, {"path": "f/1"}),
+    )
+    folded.prune()
+    assert set(folded.memos) == {"f/0", "f/0/c", "f/0/inner/1", "f/0/inner/2", "f/1"}
+    assert set(folded.compensations) == {"f/0/inner/1/undo"}
+
+
+def test_journal_drops_what_a_fan_out_has_served():
+    """
+    Once the body has its results, nothing of a fan-out's children is kept, workflows of their own included.
+    """
+    branches: list[Any] = [
+        *everything_at("f/0"),
+        (BranchCompleted, {"digest": "d0"}),
+        (BranchStarted, {"path": "f/1", "workflow": "child"}),
+        (BranchCompleted, {"path": "f/1", "index": 1}),
+        (BranchStarted, {"path": "f/2", "workflow": "child"}),
+    ]
+    folded = journal(StepCompleted, *branches)
+    folded.drop_served("f")
+    folded.drop_served("never")
+    # Children that have not ended end with the instance, though nothing waits for them.
+    assert folded.children == {"f/0/call": "child", "f/2": "child"}
+    assert folded.known_paths() == {"k", "f", "f/0/call", "f/2"}
+    assert (folded.fan_outs, folded.waiting_paths()) == ({"f": FanOutItems()}, [])
+    # A compensation may need any of them.
+    folded = journal(CompensationRegistered, *branches)
+    folded.drop_served("f")
+    assert {"f/0", "f/1"} <= folded.known_paths()
+
+
+@pytest.mark.parametrize("count", [30_000])
+def test_journal_of_a_large_fan_out_folds_in_linear_time(count: int):
+    """
+    Children in plenty, with and without compensations, cost no more each than few do.
+    """
+
+    def fold(children: int, *, compensate: bool) -> float:
+        folded = journal()
+        folded.prune()
+        seq = itertools.count(2)
+        began = time.perf_counter()
+        for index in range(children):
+            folded.apply(record(StepCompleted, next(seq), path=f"f/{index}/c"))
+            if compensate:
+                folded.apply(record(CompensationRegistered, next(seq), path=f"f/{index}/undo"))
+            folded.apply(record(BranchCompleted, next(seq), path=f"f/{index}", digest="d", index=index))
+        folded.prune()
+        return time.perf_counter() - began
+
+    for compensate in (False, True):
+        few = min(fold(count // 10, compensate=compensate) for _ in range(3))
+        assert fold(count, compensate=compensate) < 10 * few * 5
+
+
+@pytest.mark.parametrize("cls", [cls for cls in FACTS if hasattr(cls, "status")])
+def test_journal_takes_the_status_of_every_record_that_has_one(cls: type[InstanceRecord]):
+    """
+    Whatever a record tells beside it, its status message counts.
+    """
+    assert journal((cls, {"status": "a"})).message == "a"
+
+
+def test_journal_of_a_blocked_instance_knows_until_it_goes_on():
+    """
+    What blocked an instance is known until it runs, suspends or ends.
+    """
+    for cls in (RunStarted, InstanceResumed, InstanceSuspended, *ENDINGS):
+        assert journal(InstanceBlocked, cls).blocked is None
+    assert journal(InstanceBlocked, SignalReceived).blocked == record(InstanceBlocked)

@@ -11,13 +11,17 @@ Times and random numbers arrive as arguments; nothing here is recorded or raised
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TypeAlias
 
 import attrs
 
+from ._encoded import Encoded
 from ._error_info import ErrorInfo, describe_exception
-from ._errors import SerializationError, StepFailedError, WorkflowCodeError
+from ._errors import (
+    MemableError,
+    WorkflowCodeError,
+)
 from ._records import StepFailure
 from ._related import leaves_of, related_to
 from ._retry import RetryPolicy, is_retryable
@@ -82,12 +86,14 @@ class RunFacts:
     instance_id: str
     failed_paths: Collection[str]
     "Paths that have a recorded failure."
+    inner_paths: Mapping[str, tuple[str, ...]]
+    "For failures that contain others, the paths of those."
     code_error: WorkflowCodeError | None
     "The first code error that was raised in this run."
     is_behind: bool
     "Whether the run was still replaying, and memos or failed attempts lie unasked: an earlier run got further."
     is_stopping: bool
-    "Whether the body was unwound because the engine stops."
+    "Whether the body was unwound because the engine stops, or to save memory."
     is_cancelled: bool
     "Whether somebody asked for the instance to be cancelled."
     cancelled_type: type[BaseException]
@@ -99,6 +105,9 @@ class Complete:
     """
     The instance is Completed with the value that the body returned.
     """
+
+    value: Encoded | None = None
+    "It, encoded, once that is known to be possible."
 
 
 @attrs.frozen
@@ -120,6 +129,8 @@ class Block:
     path: str | None
     error: ErrorInfo
     failed_paths: tuple[str, ...]
+    cause: BaseException | None = attrs.field(default=None, eq=False, repr=False)
+    "What blocks it."
 
 
 @attrs.frozen
@@ -157,7 +168,7 @@ def decide_ending(facts: RunFacts, exc: BaseException | None) -> Ending:
         facts: What the run knows.
         exc: What left the body; None if it returned. Has no fatal leaves.
     """
-    failed_paths = () if exc is None else _failed_paths(facts, exc)
+    failed_paths = () if exc is None else failed_paths_of(facts, exc)
     if facts.is_cancelled:
         told = [] if exc is None else [leaf for leaf in leaves_of(exc) if not isinstance(leaf, facts.cancelled_type)]
         return Cancel(describe_exception(exc) if exc is not None and told else None, failed_paths)
@@ -165,11 +176,11 @@ def decide_ending(facts: RunFacts, exc: BaseException | None) -> Ending:
         return Leave()
     code_error = facts.code_error or (None if exc is None else find_code_error(exc))
     if code_error is not None:
-        return Block(getattr(code_error, "key", None), describe_exception(code_error), failed_paths)
+        return Block(getattr(code_error, "key", None), describe_exception(code_error), failed_paths, code_error)
     if exc is None:
         return Complete()
     if facts.is_behind and not _is_recorded_failure(facts, exc):
-        return Block(None, describe_exception(exc), failed_paths)
+        return Block(None, describe_exception(exc), failed_paths, exc)
     return Fail(describe_exception(exc), failed_paths)
 
 
@@ -198,18 +209,18 @@ def _is_recorded_failure(facts: RunFacts, exc: BaseException, depth: int = 0) ->
     return exc.__cause__ is not None and _is_recorded_failure(facts, exc.__cause__, depth + 1)
 
 
-def _failed_paths(facts: RunFacts, exc: BaseException) -> tuple[str, ...]:
+def failed_paths_of(facts: RunFacts, exc: BaseException) -> tuple[str, ...]:
     """Return the paths of this instance's recorded failures that *exc* drags along."""
-    found = (_failed_path(facts, one) for one in related_to(exc))
-    return tuple(dict.fromkeys(path for path in found if path is not None))
+    found = [path for one in related_to(exc) if (path := _failed_path(facts, one)) is not None]
+    # A replay raises a child's failure without what caused it; that is recorded beside it.
+    return tuple(dict.fromkeys(inner for path in found for inner in (path, *facts.inner_paths.get(path, ()))))
 
 
 def _failed_path(facts: RunFacts, exc: BaseException) -> str | None:
     """Return the path of this instance's recorded failure that *exc* stands for, if it does."""
-    if (
-        isinstance(exc, (StepFailedError, SerializationError))
-        and (exc.workflow, exc.instance_id) == (facts.workflow, facts.instance_id)
-        and exc.key in facts.failed_paths
-    ):
-        return exc.key
-    return None
+    # Every error of memable's that stands for what is recorded says where.
+    if not isinstance(exc, MemableError) or isinstance(exc, WorkflowCodeError):
+        return None
+    key: object = getattr(exc, "key", None)
+    where = (getattr(exc, "workflow", None), getattr(exc, "instance_id", None))
+    return key if where == (facts.workflow, facts.instance_id) and key in facts.failed_paths else None

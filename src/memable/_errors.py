@@ -350,6 +350,167 @@ class NestedStepError(WorkflowCodeError):
         )
 
 
+@attrs.define(slots=False, eq=False, kw_only=True)
+class ItemsChangedError(WorkflowCodeError):
+    """
+    A fan-out was given other items than those of which children are recorded. Nothing ran.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    key: str
+    "Path of the fan-out."
+    item_key: str
+    "What the child is called whose item is another one, or missing."
+    index: int
+    "Place that its item has in the record, from 0."
+    is_missing: bool
+    "Whether there is no such item any more; else it is another one."
+
+    def __str__(self) -> str:
+        what = "is missing" if self.is_missing else "is another one than the one that is recorded"
+        return (
+            f"{_of(self.workflow, self.instance_id, self.key)}: the item of child {self.item_key!r} (index {self.index}) "
+            f"{what}; give the same items again (more may follow them), name children by item_key=, make the items "
+            f"in a step, or use a new key"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class NonDurableDeadlineError(WorkflowCodeError):
+    """
+    A wait stands inside a deadline of trio's, which would begin anew at each recovery.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    key: str
+    "Path of the wait."
+    operation: str
+    "What was called."
+
+    def __str__(self) -> str:
+        remedy = "or suspend(..., timeout=...)" if self.operation == "suspend" else "around it"
+        return (
+            f"{_of(self.workflow, self.instance_id, self.key)}: ctx.{self.operation} inside a deadline of trio's, which "
+            f"a crash or a passivation would begin anew; use 'async with ctx.move_on_after(key, seconds)' or "
+            f"ctx.fail_after(key, seconds) {remedy}"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class CompensationLostError(WorkflowCodeError):
+    """
+    A compensation was registered, and the code does not register it any more, so nobody knows what to run.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    keys: tuple[str, ...]
+    "Paths of the lost compensations."
+
+    @property
+    def key(self) -> str:
+        """
+        Path of the first of them.
+        """
+        return self.keys[0]
+
+    def __str__(self) -> str:
+        keys = ", ".join(map(repr, self.keys))
+        return (
+            f"{_of(self.workflow, self.instance_id)}: compensations {keys} were registered, but the code does not "
+            f"register them any more; let it call ctx.compensate with these keys again, then it goes on at the next "
+            f"open or engine.resume(...)"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class OutcomeUnknownError(WorkflowCodeError):
+    """
+    A step with ``once=True`` had begun when the process died: whether its effect happened, nobody here knows.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    key: str
+    "Path of the step's key."
+    error: ErrorInfo | None = None
+    "What the probe failed with, if it was asked."
+
+    def __str__(self) -> str:
+        probed = f" (the probe failed with {self.error})" if self.error is not None else ""
+        return (
+            f"{_of(self.workflow, self.instance_id, self.key)}: the effect had begun when its run was cut short, and its "
+            f"outcome is unknown{probed}; find out whether it happened, then engine.settle(..., value=... or error=... "
+            f"or rerun=True)"
+        )
+
+
+# Waiting -----------------------------------------------------------------------------------------------------------
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class SuspendTimeoutError(MemableError, TimeoutError):
+    """
+    No signal came in time. That is recorded: every replay raises the same.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    key: str
+    "Path of the suspend point."
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id, self.key)}: no signal came before the timeout; catch this in the "
+            f"workflow, or engine.resume(...) to wait once more"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class ChildFailedError(MemableError):
+    """
+    A child of a fan-out, or the child instance of a call, failed. That is recorded: every replay raises the same.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    key: str
+    "Path of the fan-out or call."
+    error: ErrorInfo
+    "What the child failed with."
+    index: int | None = None
+    "Place of the child's item, from 0; None for a call."
+    item_key: str | None = None
+    "What the child is called in paths; None for a call."
+
+    def matches(self, *classes: type[BaseException]) -> bool:
+        """
+        Tell whether the child failed with one of *classes*: the same answer live and on every replay.
+        """
+        return self.error.matches(*classes)
+
+    def __str__(self) -> str:
+        which = "the child instance" if self.index is None else f"child {self.item_key!r} (index {self.index})"
+        return (
+            f"{_of(self.workflow, self.instance_id, self.key)}: {which} failed with {self.error}; mend the cause, then "
+            f"engine.resume(...) runs it again"
+        )
+
+
 # Instances ---------------------------------------------------------------------------------------------------------
 
 
@@ -400,6 +561,50 @@ class InstanceBusyError(_InstanceError):
         return (
             f"{_of(self.workflow, self.instance_id)}: {self.operation} is not possible while the instance runs; "
             f"wait for it, or engine.cancel(...) it first"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class SignalRejectedError(_InstanceError):
+    """
+    The instance does not wait for this answer, so nothing was delivered.
+    """
+
+    key: str
+    "Path of the suspend point or step."
+    reason: str
+    "Why not."
+
+    def __str__(self) -> str:
+        return f"{_of(self.workflow, self.instance_id, self.key)}: nothing was delivered: {self.reason}"
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class SignalSupersededError(_InstanceError):
+    """
+    Another signal, or the timeout, was first: its outcome stands, and this payload was not delivered.
+    """
+
+    key: str
+    "Path of the suspend point."
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id, self.key)}: another signal or the timeout was first, so nothing was "
+            f"delivered; the instance goes on with that"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class InstanceCompensatedError(_InstanceError):
+    """
+    The instance's compensations have begun: what it did is being undone, so it cannot go on from its memos.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id)}: its compensations have begun, so its memos no longer hold; "
+            f"engine.resume(..., anew=True) runs it from the beginning"
         )
 
 
@@ -517,6 +722,8 @@ class WorkflowBlockedError(_InstanceError):
     def __str__(self) -> str:
         if self.error.matches(RecoveryLimitError):
             remedy = "find out whether it brings the process down, then engine.resume(...) it"
+        elif self.error.matches(OutcomeUnknownError):
+            remedy = "find out whether the effect happened, then engine.settle(...) it"
         else:
             remedy = "mend the code, then it goes on at the next open or engine.resume(...)"
         where = _of(self.workflow, self.instance_id, self.key)

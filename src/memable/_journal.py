@@ -1,165 +1,102 @@
 """
-Folds records into what is known: a header of every instance, and the journal of the one that runs.
+Folds one instance's records into its journal: what is known of it, for the run that continues it.
 
-Decided here: what each record changes, and which sequences of records are impossible. Given the same records in the
-same order, the result is the same, whoever folds them: recovery, a live engine or a test's model. Nothing here reads
-values: they stay encoded.
+Decided here: what each record means for the runs after it. Given the same records in the same order, the result is the
+same, whoever folds them: recovery, a live engine or a test's model. Nothing here reads values: they stay encoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from typing import Any, ClassVar, TypeAlias
 
 import attrs
 
 from ._keys import SEPARATOR
 from ._records import (
     AttemptFailed,
+    BranchCompleted,
+    BranchFailed,
+    BranchStarted,
+    CallCompleted,
+    CallFailed,
     CancelRequested,
+    ChildStarted,
+    CompensationBegun,
+    CompensationRegistered,
+    FanOutFailed,
     InstanceBlocked,
     InstanceCancelled,
     InstanceCompleted,
     InstanceFailed,
     InstanceRecord,
     InstanceResumed,
+    InstanceRetired,
     InstanceStarted,
+    InstanceSuspended,
+    IntentRecorded,
+    IntentWithdrawn,
     RunStarted,
+    ScopeEnded,
+    ScopeStarted,
+    SignalKept,
+    SignalReceived,
+    SleepEnded,
     StepCompleted,
     StepFailed,
+    SuspendTimedOut,
+    WaitAbandoned,
+    WaitStarted,
 )
-from ._states import MetadataStatus
 
-#: A header keeps this much of an error's message: a million of them must fit into memory.
-MAX_HEADER_ERROR_CHARS = 500
+Memo = (
+    StepCompleted
+    | StepFailed
+    | SignalReceived
+    | SuspendTimedOut
+    | SleepEnded
+    | ScopeEnded
+    | BranchCompleted
+    | BranchFailed
+    | FanOutFailed
+    | CallCompleted
+    | CallFailed
+)
+"A recorded outcome: it is returned, or raised, in place of doing the work."
 
-Memo = StepCompleted | StepFailed
-"A recorded outcome: it is returned, or raised, in place of running the step."
+FailureMemo = StepFailed | SuspendTimedOut | ScopeEnded | BranchFailed | FanOutFailed | CallFailed
+"A recorded outcome that can be raised, and that a resume clears if it has left the body."
 
 Ending = InstanceCompleted | InstanceFailed | InstanceCancelled
 "The record that made an instance terminal."
 
+_ByPath: TypeAlias = dict[str, Any] | set[str]
+
+_KINDS: dict[type[Any], str] = {
+    StepCompleted: "a step",
+    StepFailed: "a step",
+    SignalReceived: "a suspend point",
+    SuspendTimedOut: "a suspend point",
+    SleepEnded: "a sleep",
+    ScopeEnded: "a cancel scope",
+    BranchCompleted: "a child of a fan-out",
+    BranchFailed: "a child of a fan-out",
+    FanOutFailed: "a fan-out",
+    CallCompleted: "a call",
+    CallFailed: "a call",
+}
+
 
 @attrs.define
-class InstanceHeader:
+class FanOutItems:
     """
-    What every store knows of every instance without loading its journal.
+    The items of a fan-out of which something is recorded.
     """
 
-    number: int
-    workflow: str
-    instance_id: str
-    created_at: float
-    updated_at: float
-    session: int
-    "The store's session in which its newest run began."
-    parent: str | None = None
-    status: MetadataStatus = MetadataStatus.RUNNING
-    message: str | None = None
-    "Last status message."
-    error_message: str | None = None
-    "What it failed, was cancelled or is blocked with, cut to a short length."
-    key: str | None = None
-    "The path that it is blocked at."
-    completed_at: float | None = None
-    recoveries: int = 0
-    "Crashes in a row that it was running at, without a new record in between."
-    seq: int = 1
-    "Sequence number of its newest record."
-    cancel_requested: bool = False
-    needs_resume: bool = False
-    "Blocked until somebody resumes it, opening the store again notwithstanding."
-
-    def apply(self, record: InstanceRecord) -> None:
-        """
-        Take in the instance's next record.
-
-        Raises:
-            ValueError: The record cannot follow the ones before it: the store is damaged or has a second writer.
-        """
-        if record.seq <= self.seq:
-            raise ValueError(f"record {record.seq} of instance {self.number} follows record {self.seq}")
-        if self.status.is_terminal and not isinstance(record, InstanceResumed):
-            raise ValueError(f"instance {self.number} has ended, but a {record.kind} record follows")
-        self.seq = record.seq
-        self.updated_at = record.at
-        match record:
-            case StepCompleted() | AttemptFailed() | StepFailed():
-                self.recoveries = 0
-            case RunStarted():
-                self._run_again(record)
-                return
-            case InstanceResumed():
-                self._restart(record)
-                return
-            case CancelRequested():
-                self.cancel_requested = True
-                return
-            case InstanceBlocked():
-                self._block(record)
-            case InstanceCompleted():
-                self._end(MetadataStatus.COMPLETED, record.at, None)
-            case InstanceFailed():
-                self._end(MetadataStatus.FAILED, record.at, str(record.error))
-            case InstanceCancelled():
-                self._end(MetadataStatus.CANCELLED, record.at, record.reason)
-            case _:
-                raise ValueError(f"instance {self.number} starts a second time")
-        if record.status is not None:
-            self.message = record.status
-
-    def _run_again(self, record: RunStarted) -> None:
-        if record.after_crash:
-            self.recoveries += 1
-        elif record.session == self.session + 1:
-            # It was running when the session before ended, and that was no crash.
-            self.recoveries = 0
-        self.session = record.session
-        self.status = MetadataStatus.RUNNING
-        self.key = self.error_message = None
-
-    def _block(self, record: InstanceBlocked) -> None:
-        self.status = MetadataStatus.BLOCKED
-        self.key = record.path
-        self.needs_resume = record.needs_resume
-        self.error_message = _cut(str(record.error))
-        if not record.needs_resume:
-            self.recoveries = 0
-
-    def _restart(self, record: InstanceResumed) -> None:
-        self.session = record.session
-        self.status = MetadataStatus.RUNNING
-        self.completed_at = self.key = self.error_message = None
-        self.recoveries = 0
-        self.cancel_requested = self.needs_resume = False
-        if record.anew:
-            self.message = None
-
-    def _end(self, status: MetadataStatus, at: float, error_message: str | None) -> None:
-        self.status = status
-        self.completed_at = at
-        self.key = None
-        self.recoveries = 0
-        self.error_message = _cut(error_message)
-
-
-def header_of(started: InstanceStarted) -> InstanceHeader:
-    """
-    Return the header of an instance that has just started.
-    """
-    return InstanceHeader(
-        number=started.instance,
-        workflow=started.workflow,
-        instance_id=started.instance_id,
-        parent=started.parent,
-        created_at=started.at,
-        updated_at=started.at,
-        session=started.session,
-        seq=started.seq,
-    )
-
-
-def _cut(text: str | None) -> str | None:
-    return text if text is None or len(text) <= MAX_HEADER_ERROR_CHARS else text[:MAX_HEADER_ERROR_CHARS] + " [...]"
+    digests: dict[str, str] = attrs.field(factory=dict)
+    "By the children's names."
+    indexes: dict[str, int] = attrs.field(factory=dict)
+    "Places, by the children's names."
 
 
 @attrs.define
@@ -175,6 +112,28 @@ class Journal:
     "Recorded outcomes by path."
     attempts: dict[str, AttemptFailed] = attrs.field(factory=dict)
     "The newest failed attempt of each step that has no outcome yet, by path."
+    waits: dict[str, WaitStarted] = attrs.field(factory=dict)
+    "What was waited for and has no outcome yet, by path."
+    abandoned: set[str] = attrs.field(factory=set)
+    "Those of the waits, attempts and children that the body has turned away from."
+    kept: dict[str, SignalKept] = attrs.field(factory=dict)
+    "Signals that came early, by path."
+    scopes: dict[str, ScopeStarted] = attrs.field(factory=dict)
+    "Cancel scopes that were entered, by path."
+    intents: dict[str, IntentRecorded] = attrs.field(factory=dict)
+    "Effects that may have happened, and have no outcome yet, by path."
+    fan_outs: dict[str, FanOutItems] = attrs.field(factory=dict)
+    "What is recorded of the items of fan-outs, by the paths of those."
+    children: dict[str, str] = attrs.field(factory=dict)
+    "Workflows of the attached child instances, by path."
+    detached: dict[str, str] = attrs.field(factory=dict)
+    "Workflows of the detached child instances, by path."
+    compensations: dict[str, int] = attrs.field(factory=dict)
+    "Sequence numbers of the registrations, by path, in the order in which they were made."
+    compensating: CompensationBegun | None = None
+    "How the instance is to end once its compensations have run, if they have begun."
+    suspended: InstanceSuspended | None = None
+    "What it is suspended at, if it is."
     message: str | None = None
     "The last recorded status message."
     cancel_requested: CancelRequested | None = None
@@ -187,6 +146,12 @@ class Journal:
     "How often the instance was begun anew."
     forgets: dict[str, int] = attrs.field(factory=dict)
     "How often each path was forgotten."
+    prunes: bool = False
+    "Whether what is recorded within a branch is dropped once its outcome is recorded: no run asks for it any more."
+    _below: dict[str, set[str]] = attrs.field(factory=dict[str, "set[str]"], eq=False, repr=False)
+    "For each path that contains others, those just below it."
+
+    # Taking in -----------------------------------------------------------------------------------------------
 
     def apply(self, record: InstanceRecord) -> None:
         """
@@ -199,30 +164,178 @@ class Journal:
             raise ValueError(f"a record of instance {record.instance} in the journal of {self.started.instance}")
         if record.seq <= self.seq:
             raise ValueError(f"record {record.seq} of instance {record.instance} follows record {self.seq}")
+        path: str | None = getattr(record, "path", None)
+        if path is not None and SEPARATOR in path:
+            self._note_path(path)
+        self._FOLDS[type(record)](self, record)
         self.seq = record.seq
-        match record:
-            case StepCompleted() | StepFailed():
-                self.memos[record.path] = record
-                self.attempts.pop(record.path, None)
-            case AttemptFailed():
-                self.attempts[record.path] = record
-            case RunStarted():
-                self.blocked = None
+        status: str | None = getattr(record, "status", None)
+        if status is not None:
+            self.message = status
+
+    def _note_path(self, path: str) -> None:
+        while (cut := path.rfind(SEPARATOR)) > 0:
+            containing = path[:cut]
+            below = self._below.get(containing)
+            if below is not None:
+                below.add(path)
                 return
-            case InstanceResumed():
-                self._restart(record)
-                return
-            case CancelRequested():
-                self.cancel_requested = record
-                return
-            case InstanceBlocked():
-                self.blocked = record
-            case InstanceCompleted() | InstanceFailed() | InstanceCancelled():
-                self.ending = record
-            case _:
-                raise ValueError(f"instance {record.instance} starts a second time")
-        if record.status is not None:
-            self.message = record.status
+            self._below[containing] = {path}
+            path = containing
+
+    def _note_item(self, path: str, index: int, digest: str) -> None:
+        fan_out, name = _split(path)
+        items = self.fan_outs.setdefault(fan_out, FanOutItems())
+        items.digests[name] = digest
+        items.indexes[name] = index
+
+    def _refuse(self, record: InstanceRecord) -> None:
+        what = "is retired, and has no journal" if isinstance(record, InstanceRetired) else "starts a second time"
+        raise ValueError(f"instance {record.instance} {what}")
+
+    def _run_again(self, _record: RunStarted) -> None:
+        self.blocked = self.suspended = None
+
+    def _restart(self, record: InstanceResumed) -> None:
+        self.blocked = self.ending = self.cancel_requested = self.suspended = None
+        if record.anew:
+            for paths in self._by_path():
+                paths.clear()
+            self._below.clear()
+            self.compensating = None
+            self.message = None
+            self.base_generation += 1
+        for path in record.cleared:
+            self._clear(path)
+        for path in record.forgotten:
+            self.forgets[path] = self.forgets.get(path, 0) + 1
+            self._drop(path)
+
+    def _request_cancel(self, record: CancelRequested) -> None:
+        self.cancel_requested = record
+
+    def _block(self, record: InstanceBlocked) -> None:
+        self.blocked = record
+        self.suspended = None
+
+    def _end(self, record: Ending) -> None:
+        self.ending = record
+        self.blocked = self.suspended = None
+
+    def _suspend(self, record: InstanceSuspended) -> None:
+        self.suspended = record
+        self.blocked = None
+
+    def _take_step(self, record: StepCompleted | StepFailed) -> None:
+        path = record.path
+        self.memos[path] = record
+        self.suspended = None
+        if self.attempts:
+            self.attempts.pop(path, None)
+            self.abandoned.discard(path)
+        if self.intents:
+            self.intents.pop(path, None)
+
+    def _take_attempt(self, record: AttemptFailed) -> None:
+        self.attempts[record.path] = record
+        self.abandoned.discard(record.path)
+        self.suspended = None
+
+    def _take_intent(self, record: IntentRecorded) -> None:
+        self.intents[record.path] = record
+        self.suspended = None
+
+    def _withdraw_intent(self, record: IntentWithdrawn) -> None:
+        self.intents.pop(record.path, None)
+
+    def _start_wait(self, record: WaitStarted) -> None:
+        self.waits[record.path] = record
+        self.abandoned.discard(record.path)
+
+    def _abandon_wait(self, record: WaitAbandoned) -> None:
+        self.abandoned.add(record.path)
+
+    def _keep_signal(self, record: SignalKept) -> None:
+        self.kept[record.path] = record
+
+    def _end_wait(self, record: SignalReceived | SuspendTimedOut | SleepEnded) -> None:
+        path = record.path
+        self.memos[path] = record
+        self.waits.pop(path, None)
+        self.kept.pop(path, None)
+        self.abandoned.discard(path)
+        self.suspended = None
+
+    def _start_scope(self, record: ScopeStarted) -> None:
+        self.scopes[record.path] = record
+
+    def _take_outcome(self, record: ScopeEnded | FanOutFailed | CallCompleted | CallFailed) -> None:
+        self.memos[record.path] = record
+        self.suspended = None
+
+    def _start_branch(self, record: BranchStarted) -> None:
+        self._note_item(record.path, record.index, record.digest)
+        self.suspended = None
+        if record.workflow is not None:
+            self.children[record.path] = record.workflow
+
+    def _end_branch(self, record: BranchCompleted | BranchFailed) -> None:
+        self.memos[record.path] = record
+        self.suspended = None
+        if record.digest is not None:
+            self._note_item(record.path, record.index, record.digest)
+        if self.prunes:
+            self._prune(record.path)
+
+    def _start_child(self, record: ChildStarted) -> None:
+        (self.detached if record.detached else self.children)[record.path] = record.workflow
+        self.suspended = None
+
+    def _register_compensation(self, record: CompensationRegistered) -> None:
+        self.compensations[record.path] = record.seq
+        self.suspended = None
+
+    def _begin_compensation(self, record: CompensationBegun) -> None:
+        self.compensating = record
+        self.suspended = None
+
+    _FOLDS: ClassVar[dict[type[InstanceRecord], Callable[[Journal, Any], None]]] = {
+        InstanceStarted: _refuse,
+        RunStarted: _run_again,
+        InstanceResumed: _restart,
+        StepCompleted: _take_step,
+        AttemptFailed: _take_attempt,
+        StepFailed: _take_step,
+        CancelRequested: _request_cancel,
+        InstanceBlocked: _block,
+        InstanceCompleted: _end,
+        InstanceFailed: _end,
+        InstanceCancelled: _end,
+        WaitStarted: _start_wait,
+        WaitAbandoned: _abandon_wait,
+        SignalReceived: _end_wait,
+        SignalKept: _keep_signal,
+        SuspendTimedOut: _end_wait,
+        SleepEnded: _end_wait,
+        ScopeStarted: _start_scope,
+        ScopeEnded: _take_outcome,
+        IntentRecorded: _take_intent,
+        IntentWithdrawn: _withdraw_intent,
+        BranchStarted: _start_branch,
+        BranchCompleted: _end_branch,
+        BranchFailed: _end_branch,
+        FanOutFailed: _take_outcome,
+        ChildStarted: _start_child,
+        CallCompleted: _take_outcome,
+        CallFailed: _take_outcome,
+        CompensationRegistered: _register_compensation,
+        CompensationBegun: _begin_compensation,
+        InstanceSuspended: _suspend,
+        InstanceRetired: _refuse,
+    }
+    "What each kind of record means. A test checks that none is missing."
+
+    # Asking --------------------------------------------------------------------------------------------------
 
     def generation(self, path: str) -> int:
         """
@@ -232,39 +345,218 @@ class Journal:
             return self.base_generation
         return self.base_generation + sum(self.forgets.get(part, 0) for part in _with_ancestors(path))
 
+    def kind_of(self, path: str) -> str | None:
+        """
+        Return what *path* is recorded as, in words, or None if nothing is recorded of it.
+        """
+        if path in self.compensations:
+            return "a compensation"
+        memo = self.memos.get(path)
+        if memo is not None:
+            return _KINDS[type(memo)]
+        wait = self.waits.get(path)
+        if wait is not None and wait.expects is None:
+            return "a sleep"
+        fan_out, name = _split(path)
+        if fan_out in self.fan_outs and name in self.fan_outs[fan_out].digests:
+            return "a child of a fan-out"
+        return next((kind for paths, kind in self._open_kinds() if path in paths), None)
+
+    def _open_kinds(self) -> tuple[tuple[Container[str], str], ...]:
+        """Return the paths of what has begun and may have no outcome yet, with what each is called."""
+        return (
+            (self.attempts, "a step"),
+            (self.intents, "a step"),
+            (self.waits, "a suspend point"),
+            (self.kept, "a suspend point"),
+            (self.scopes, "a cancel scope"),
+            (self.fan_outs, "a fan-out"),
+            (self.children, "a call"),
+            (self.detached, "a start"),
+        )
+
+    def is_waiting_at(self, path: str) -> bool:
+        """
+        Tell whether the body was last seen waiting for a signal at *path*.
+        """
+        wait = self.waits.get(path)
+        return wait is not None and wait.expects is not None and self._is_open(path)
+
+    def waiting_paths(self) -> list[str]:
+        """
+        Return the paths that the instance waits at, the longest-waiting first.
+        """
+        found = {path: wait.seq for path, wait in self.waits.items() if self._is_open(path)}
+        found |= {path: failed.seq for path, failed in self.attempts.items() if self._is_open(path)}
+        # When a child was started is not kept; it is older than what was recorded since.
+        found |= dict.fromkeys((path for path in self.children if path not in self.memos and self._is_open(path)), 0)
+        return sorted(found, key=lambda path: found[path])
+
+    def _is_open(self, path: str) -> bool:
+        """Tell whether the body may still wait at *path*: it has not turned away, and nothing around it is decided."""
+        return path not in self.abandoned and not self._is_within_outcome(path)
+
+    def _is_within_outcome(self, path: str) -> bool:
+        return any(containing in self.memos for containing in _ancestors(path))
+
+    def failed_paths(self) -> set[str]:
+        """
+        Return the paths whose recorded outcome is raised when it is asked for.
+        """
+        return {
+            path
+            for path, memo in self.memos.items()
+            if isinstance(memo, FailureMemo) and not (isinstance(memo, ScopeEnded) and not memo.expired)
+        }
+
+    def asked_paths(self) -> set[str]:
+        """
+        Return the paths of what shows that a run got there: a run that does not ask for them is behind it.
+
+        What lies within a recorded outcome is not asked for: the outcome answers for it.
+        """
+        asked = {*self.memos, *self.attempts}
+        return {path for path in asked if not self._is_within_outcome(path)} if self._below else asked
+
+    def known_paths(self) -> set[str]:
+        """
+        Return all paths of which anything is recorded, fan-outs and their children included.
+        """
+        known: set[str] = set().union(*self._by_path())
+        for fan_out, items in self.fan_outs.items():
+            known.update(fan_out + SEPARATOR + name for name in items.digests)
+        return known
+
     def knows(self, path: str) -> bool:
         """
         Tell whether anything is recorded under *path*.
         """
         below = path + SEPARATOR
-        return any(known == path or known.startswith(below) for paths in (self.memos, self.attempts) for known in paths)
+        return any(known == path or known.startswith(below) for known in self.known_paths())
 
-    def _restart(self, record: InstanceResumed) -> None:
-        self.blocked = self.ending = self.cancel_requested = None
-        if record.anew:
-            self.memos.clear()
-            self.attempts.clear()
-            self.message = None
-            self.base_generation += 1
-        for path in record.cleared:
-            self.memos.pop(path, None)
-            self.attempts.pop(path, None)
-        for path in record.forgotten:
-            self.forgets[path] = self.forgets.get(path, 0) + 1
-            self._drop(path)
+    def children_below(self, path: str) -> list[str]:
+        """
+        Return the paths of the attached child instances at or below *path*.
+        """
+        below = path + SEPARATOR
+        return [known for known in self.children if known == path or known.startswith(below)]
+
+    # Dropping ------------------------------------------------------------------------------------------------
+
+    def prune(self) -> None:
+        """
+        Drop what is recorded within branches that have an outcome, now and from now on.
+
+        Attached child instances that have not ended stay: they are cancelled with the instance. A branch within which a
+        compensation is registered keeps all: its body is needed to register it again.
+        """
+        self.prunes = True
+        for path in [path for path, memo in self.memos.items() if isinstance(memo, (BranchCompleted, BranchFailed))]:
+            self._prune(path)
+
+    def drop_served(self, fan_out: str) -> None:
+        """
+        Drop what is recorded of the children of a fan-out whose results the body has got: this run asks no more.
+
+        Attached child instances that have not ended stay, as in ``prune``.
+        """
+        items = self.fan_outs.get(fan_out)
+        if items is None or self.compensations:
+            return
+        self._remove_decided(self._take_below(fan_out))
+        items.digests.clear()
+        items.indexes.clear()
+
+    def _prune(self, branch: str) -> None:
+        within = self._list_below(branch)
+        if within and self.compensations.keys().isdisjoint(within):
+            self._take_below(branch)
+            self._remove_decided(within)
+
+    def _list_below(self, path: str) -> list[str]:
+        """Return all paths below *path*."""
+        found = [path]
+        for containing in found:
+            found.extend(self._below.get(containing, ()))
+        return found[1:]
+
+    def _take_below(self, path: str) -> list[str]:
+        """Return all paths below *path*, and forget that they are there."""
+        found = [path]
+        for containing in found:
+            found.extend(self._below.pop(containing, ()))
+        return found[1:]
+
+    def _remove_decided(self, gone: Iterable[str]) -> None:
+        """Remove what lies within outcomes, but for children that have not ended: they end with the instance."""
+        left = {path: self.children[path] for path in gone if path in self.children and path not in self.memos}
+        self._remove(gone)
+        for path, workflow in left.items():
+            self._note_path(path)
+            self.children[path] = workflow
+            self.abandoned.add(path)
+
+    def _remove(self, gone: Iterable[str]) -> None:
+        """Remove all that is recorded at these paths."""
+        for path in gone:
+            for paths in self._by_path():
+                _remove_from(paths, path)
+
+    def _by_path(self) -> tuple[_ByPath, ...]:
+        return (
+            self.memos,
+            self.attempts,
+            self.waits,
+            self.abandoned,
+            self.kept,
+            self.scopes,
+            self.intents,
+            self.fan_outs,
+            self.children,
+            self.detached,
+            self.compensations,
+        )
+
+    def _clear(self, path: str) -> None:
+        """Give a recorded failure another try. What was done within it stands, and so do a call's child instances."""
+        for paths in (self.memos, self.attempts, self.waits, self.abandoned, self.scopes):
+            _remove_from(paths, path)
 
     def _drop(self, path: str) -> None:
-        below = path + SEPARATOR
-        containing = set(_with_ancestors(path))
-        for known in [*self.memos, *self.attempts]:
-            if known in containing or known.startswith(below):
-                self.memos.pop(known, None)
-                self.attempts.pop(known, None)
+        """Forget a path with all below it, and the outcomes that contain it. What else they contain stands."""
+        self._remove((path, *self._take_below(path)))
+        for containing in _ancestors(path):
+            self.memos.pop(containing, None)
+        fan_out, name = _split(path)
+        items = self.fan_outs.get(fan_out)
+        if items is not None:
+            items.digests.pop(name, None)
+            items.indexes.pop(name, None)
+
+
+def _remove_from(paths: _ByPath, path: str) -> None:
+    if isinstance(paths, set):
+        paths.discard(path)
+    else:
+        paths.pop(path, None)
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Return what contains *path*, and what it is called there."""
+    containing, _, name = path.rpartition(SEPARATOR)
+    return containing, name
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """Yield the paths that contain *path*."""
+    at = path.find(SEPARATOR)
+    while at >= 0:
+        yield path[:at]
+        at = path.find(SEPARATOR, at + 1)
 
 
 def _with_ancestors(path: str) -> list[str]:
-    parts = path.split(SEPARATOR)
-    return [SEPARATOR.join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return [*_ancestors(path), path]
 
 
 def journal_of(records: Iterable[InstanceRecord]) -> Journal:

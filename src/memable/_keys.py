@@ -47,6 +47,31 @@ def check_key(component: str, value: object) -> str:
     raise InvalidKeyError(component=component, value=value, problem=problem)
 
 
+def check_instance_id(value: object) -> str:
+    """
+    Return *value* as a plain ``str`` if an instance can have it as its id, children included.
+
+    Raises:
+        InvalidKeyError: No instance can: a child's id is that of its parent and its path, joined with ``/``; each part
+            must be a key.
+    """
+    if not isinstance(value, str) or SEPARATOR not in value:
+        return check_key("instance id", value)
+    return SEPARATOR.join(check_key("instance id", part) for part in str.__str__(value).split(SEPARATOR))
+
+
+def check_path(value: object) -> str:
+    """
+    Return *value* as a plain ``str`` if it can be a path within an instance.
+
+    Raises:
+        InvalidKeyError: It is not made of keys, joined with ``/``.
+    """
+    if not isinstance(value, str):
+        return check_key("path", value)
+    return SEPARATOR.join(check_key("path", part) for part in str.__str__(value).split(SEPARATOR))
+
+
 def _describe(character: str) -> str:
     if character == SEPARATOR:
         return "a '/'"

@@ -53,6 +53,8 @@ class InstanceStarted:
     "Its arguments."
     parent: str | None = None
     "For a child: ``workflow/instance id`` of its parent."
+    detached: bool = False
+    "Whether a child lives on its own: it is not cancelled with its parent, nor kept for it."
 
 
 @attrs.frozen(kw_only=True)
@@ -293,6 +295,484 @@ class InstanceCancelled:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
+@attrs.frozen(kw_only=True)
+class WaitStarted:
+    """
+    A suspend point or a sleep was reached for the first time: its deadline is fixed from now on.
+    """
+
+    kind: ClassVar[str] = "wait_started"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    deadline: float | None = None
+    "When it ends by itself, in seconds since 1970; None if it does not."
+    expects: str | None = None
+    "Name of the type that a signal to it must have; None for a sleep."
+    note: str | None = None
+    "What is to be shown as the status while it waits."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class WaitAbandoned:
+    """
+    A wait was cancelled by the body itself, which goes on elsewhere: no signal can reach it there any more.
+    """
+
+    kind: ClassVar[str] = "wait_abandoned"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+
+
+@attrs.frozen(kw_only=True)
+class SignalReceived:
+    """
+    A signal has ended a wait: this is its payload.
+    """
+
+    kind: ClassVar[str] = "signal_received"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    value: Encoded
+    "The payload."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class SignalKept:
+    """
+    A signal came before the instance got to its suspend point, and waits for it there.
+    """
+
+    kind: ClassVar[str] = "signal_kept"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    value: Encoded
+    "The payload."
+
+
+@attrs.frozen(kw_only=True)
+class SuspendTimedOut:
+    """
+    The deadline of a suspend point passed before there was a signal.
+    """
+
+    kind: ClassVar[str] = "suspend_timed_out"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class SleepEnded:
+    """
+    The deadline of a sleep has passed.
+    """
+
+    kind: ClassVar[str] = "sleep_ended"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class ScopeStarted:
+    """
+    A durable cancel scope was entered for the first time: its deadline is fixed from now on.
+    """
+
+    kind: ClassVar[str] = "scope_started"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    deadline: float | None = None
+    "When it expires, in seconds since 1970; None if it does not."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class ScopeEnded:
+    """
+    A durable cancel scope was left, and whether it had expired is decided.
+    """
+
+    kind: ClassVar[str] = "scope_ended"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    expired: bool = False
+    "Whether it has cancelled what was in it."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class IntentRecorded:
+    """
+    An effect that must not repeat is about to begin: from now on it may have happened.
+    """
+
+    kind: ClassVar[str] = "intent_recorded"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    started_at: float
+    "When it is about to begin."
+    expects: str = "typing.Any"
+    "Name of the type of its value."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class IntentWithdrawn:
+    """
+    Somebody knows that an effect did not happen: it is to be run.
+    """
+
+    kind: ClassVar[str] = "intent_withdrawn"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+
+
+@attrs.frozen(kw_only=True)
+class BranchStarted:
+    """
+    A child of a fan-out has begun to record.
+    """
+
+    kind: ClassVar[str] = "branch_started"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    digest: str
+    "Digest of the canonical JSON of its item."
+    index: int
+    "Place of its item, from 0."
+    workflow: str | None = None
+    "Name of its workflow, if it is an instance of its own."
+
+
+@attrs.frozen(kw_only=True)
+class BranchCompleted:
+    """
+    A child of a fan-out returned, and this is its value.
+    """
+
+    kind: ClassVar[str] = "branch_completed"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    value: Encoded
+    "What it returned."
+    index: int
+    "Place of its item, from 0."
+    started_at: float
+    "When it began in this run."
+    digest: str | None = None
+    "Digest of its item, if there is no record of its beginning."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class BranchFailed:
+    """
+    A child of a fan-out that collects all outcomes failed.
+    """
+
+    kind: ClassVar[str] = "branch_failed"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    error: ErrorInfo
+    "What it failed with."
+    index: int
+    "Place of its item, from 0."
+    started_at: float
+    "When it began in this run."
+    digest: str | None = None
+    "Digest of its item, if there is no record of its beginning."
+    failed_paths: tuple[str, ...] = ()
+    "Paths of the recorded failures found in it: a resume clears them."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class FanOutFailed:
+    """
+    A child of a fan-out failed, and with it the fan-out.
+    """
+
+    kind: ClassVar[str] = "fan_out_failed"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    error: ErrorInfo
+    "What it failed with."
+    index: int
+    "Place of the child's item, from 0."
+    item_key: str
+    "What the child is called in paths."
+    failed_paths: tuple[str, ...] = ()
+    "Paths of the recorded failures found in it: a resume clears them."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class ChildStarted:
+    """
+    A child instance was started, in the same batch as its own first record.
+    """
+
+    kind: ClassVar[str] = "child_started"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    workflow: str
+    "Name of its workflow."
+    detached: bool = False
+    "Whether it lives on its own: nobody waits for it, and it is not cancelled with its parent."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class CallCompleted:
+    """
+    The child instance of a call returned, and this is its value.
+    """
+
+    kind: ClassVar[str] = "call_completed"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    value: Encoded
+    "What it returned."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class CallFailed:
+    """
+    The child instance of a call failed or was cancelled.
+    """
+
+    kind: ClassVar[str] = "call_failed"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    error: ErrorInfo
+    "What it failed with."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class CompensationRegistered:
+    """
+    A step is to run if the instance ends as Failed or Cancelled.
+    """
+
+    kind: ClassVar[str] = "compensation_registered"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "Its path."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class CompensationBegun:
+    """
+    The instance is to end as Failed or Cancelled, and its compensations run first.
+    """
+
+    kind: ClassVar[str] = "compensation_begun"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    error: ErrorInfo | None = None
+    "What left the body, if anything did."
+    failed_paths: tuple[str, ...] = ()
+    "Paths of the recorded failures found in it."
+    is_cancelled: bool = False
+    "Whether it ends as Cancelled; else as Failed."
+    reason: str | None = None
+    "Why it was cancelled, in the words of the caller."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class InstanceSuspended:
+    """
+    All branches of the instance wait: it needs no task until one of the waits ends.
+    """
+
+    kind: ClassVar[str] = "instance_suspended"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+    path: str
+    "The path that has waited longest."
+    wake_at: float | None = None
+    "The earliest deadline among its waits and scopes, in seconds since 1970."
+    note: str | None = None
+    "What the longest wait says as the status."
+    awaits_children: bool = False
+    "Whether the end of a child instance ends one of its waits."
+    status: str | None = None
+    "The status message, if it was set anew since the instance's last record that has one."
+
+
+@attrs.frozen(kw_only=True)
+class InstanceRetired:
+    """
+    The instance is removed: retention is over, or somebody deleted it. No record of it counts from now on.
+    """
+
+    kind: ClassVar[str] = "instance_retired"
+
+    instance: int
+    "Number of the instance."
+    seq: int
+    "Its place in the instance's journal."
+    at: float
+    "When the record was made."
+
+
 InstanceRecord: TypeAlias = (
     InstanceStarted
     | RunStarted
@@ -305,6 +785,27 @@ InstanceRecord: TypeAlias = (
     | InstanceCompleted
     | InstanceFailed
     | InstanceCancelled
+    | WaitStarted
+    | WaitAbandoned
+    | SignalReceived
+    | SignalKept
+    | SuspendTimedOut
+    | SleepEnded
+    | ScopeStarted
+    | ScopeEnded
+    | IntentRecorded
+    | IntentWithdrawn
+    | BranchStarted
+    | BranchCompleted
+    | BranchFailed
+    | FanOutFailed
+    | ChildStarted
+    | CallCompleted
+    | CallFailed
+    | CompensationRegistered
+    | CompensationBegun
+    | InstanceSuspended
+    | InstanceRetired
 )
 "What happened to an instance."
 
@@ -361,5 +862,26 @@ INSTANCE_RECORDS: tuple[type[InstanceRecord], ...] = (
     InstanceCompleted,
     InstanceFailed,
     InstanceCancelled,
+    WaitStarted,
+    WaitAbandoned,
+    SignalReceived,
+    SignalKept,
+    SuspendTimedOut,
+    SleepEnded,
+    ScopeStarted,
+    ScopeEnded,
+    IntentRecorded,
+    IntentWithdrawn,
+    BranchStarted,
+    BranchCompleted,
+    BranchFailed,
+    FanOutFailed,
+    ChildStarted,
+    CallCompleted,
+    CallFailed,
+    CompensationRegistered,
+    CompensationBegun,
+    InstanceSuspended,
+    InstanceRetired,
 )
 STORE_RECORDS: tuple[type[StoreRecord], ...] = (StoreOpened, StoreClosed)

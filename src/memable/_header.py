@@ -1,0 +1,296 @@
+"""
+Folds records into what every store knows of every instance without loading its journal.
+
+Decided here: what each record changes in a header, and which sequences of records are impossible. Given the same
+records in the same order, the result is the same, whoever folds them. Nothing here reads values.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import attrs
+
+from ._keys import SEPARATOR
+from ._records import (
+    AttemptFailed,
+    BranchCompleted,
+    BranchFailed,
+    BranchStarted,
+    CallCompleted,
+    CallFailed,
+    CancelRequested,
+    ChildStarted,
+    CompensationBegun,
+    CompensationRegistered,
+    FanOutFailed,
+    InstanceBlocked,
+    InstanceCancelled,
+    InstanceCompleted,
+    InstanceFailed,
+    InstanceRecord,
+    InstanceResumed,
+    InstanceRetired,
+    InstanceStarted,
+    InstanceSuspended,
+    IntentRecorded,
+    IntentWithdrawn,
+    RunStarted,
+    ScopeEnded,
+    ScopeStarted,
+    SignalKept,
+    SignalReceived,
+    SleepEnded,
+    StepCompleted,
+    StepFailed,
+    SuspendTimedOut,
+    WaitAbandoned,
+    WaitStarted,
+)
+from ._states import MetadataStatus
+
+#: A header keeps this much of an error's message: a million of them must fit into memory.
+MAX_HEADER_ERROR_CHARS = 500
+
+
+@attrs.define
+class InstanceHeader:
+    """
+    What every store knows of every instance without loading its journal.
+    """
+
+    number: int
+    workflow: str
+    instance_id: str
+    created_at: float
+    updated_at: float
+    session: int
+    "The store's session in which its newest run began."
+    parent: str | None = None
+    detached: bool = False
+    "Whether a child lives on its own."
+    status: MetadataStatus = MetadataStatus.RUNNING
+    message: str | None = None
+    "Last status message."
+    error_message: str | None = None
+    "What it failed, was cancelled or is blocked with, cut to a short length."
+    key: str | None = None
+    "The path that it waits or is blocked at."
+    wake_at: float | None = None
+    "While it is suspended, when the first of its waits or scopes ends by itself."
+    awaits_children: bool = False
+    "Whether it is suspended until a child instance ends, among others."
+    completed_at: float | None = None
+    recoveries: int = 0
+    "Crashes in a row that it was running at, without a new record in between."
+    seq: int = 1
+    "Sequence number of its newest record."
+    cancel_requested: bool = False
+    needs_resume: bool = False
+    "Blocked until somebody resumes it, opening the store again notwithstanding."
+    has_children: bool = False
+    "Whether it has ever started a child instance."
+    has_compensations: bool = False
+    "Whether a compensation is registered."
+    is_compensating: bool = False
+    "Whether its compensations have begun."
+
+    @property
+    def parent_name(self) -> tuple[str, str] | None:
+        """
+        Workflow and instance id of the instance that it is an attached child of, if it is one.
+        """
+        if self.parent is None or self.detached:
+            return None
+        workflow, _, instance_id = self.parent.partition(SEPARATOR)
+        return workflow, instance_id
+
+    def apply(self, record: InstanceRecord) -> None:
+        """
+        Take in the instance's next record.
+
+        Raises:
+            ValueError: The record cannot follow the ones before it: the store is damaged or has a second writer.
+        """
+        if record.seq <= self.seq:
+            raise ValueError(f"record {record.seq} of instance {self.number} follows record {self.seq}")
+        # What has ended knows when. To ask the status would cost as much as all the rest.
+        if self.completed_at is not None or isinstance(record, InstanceRetired):
+            self._check_order(record)
+        self._FOLDS[type(record)](self, record)
+        self.seq = record.seq
+        self.updated_at = record.at
+        status: str | None = getattr(record, "status", None)
+        if status is not None:
+            self.message = status
+
+    def _check_order(self, record: InstanceRecord) -> None:
+        """Refuse what cannot follow an end, and a retirement that does not follow one."""
+        if self.completed_at is None:
+            raise ValueError(f"instance {self.number} is retired, but has not ended")
+        if not isinstance(record, InstanceResumed | InstanceRetired):
+            raise ValueError(f"instance {self.number} has ended, but a {record.kind} record follows")
+
+    def _start(self, record: InstanceStarted) -> None:
+        raise ValueError(f"instance {record.instance} starts a second time")
+
+    def _retire(self, _record: InstanceRetired) -> None:
+        """Whoever keeps headers drops this one."""
+
+    def _note(self, _record: InstanceRecord) -> None:
+        """A record that ends no wait: what is suspended stays so."""
+        self.recoveries = 0
+
+    def _progress(self, _record: InstanceRecord) -> None:
+        """A record that ends a wait, or shows that a run does something. What is blocked stays so until it runs."""
+        self.recoveries = 0
+        if self.status is MetadataStatus.SUSPENDED:
+            self.status = MetadataStatus.RUNNING
+            self.key = self.wake_at = None
+            self.awaits_children = False
+
+    def _take_outcome(self, record: StepCompleted | StepFailed) -> None:
+        self._progress(record)
+        if self.needs_resume:
+            self._answer(record.path)
+
+    def _withdraw_intent(self, record: IntentWithdrawn) -> None:
+        self._note(record)
+        self._answer(record.path)
+
+    def _answer(self, path: str) -> None:
+        """Somebody has answered the question that the instance was blocked with, if it was asked at *path*."""
+        if self.key == path:
+            self.needs_resume = False
+
+    def _start_child(self, record: ChildStarted | BranchStarted) -> None:
+        self._progress(record)
+        if record.workflow is not None:
+            self.has_children = True
+
+    def _register_compensation(self, record: CompensationRegistered) -> None:
+        self._progress(record)
+        self.has_compensations = True
+
+    def _begin_compensation(self, record: CompensationBegun) -> None:
+        self._progress(record)
+        self.is_compensating = True
+
+    def _request_cancel(self, _record: CancelRequested) -> None:
+        self.cancel_requested = True
+
+    def _suspend(self, record: InstanceSuspended) -> None:
+        self.recoveries = 0
+        self.status = MetadataStatus.SUSPENDED
+        # There are few different keys, and maybe a million instances.
+        self.key = sys.intern(record.path)
+        self.wake_at = record.wake_at
+        self.awaits_children = record.awaits_children
+        self.error_message = None
+
+    def _run_again(self, record: RunStarted) -> None:
+        if record.after_crash:
+            self.recoveries += 1
+        elif record.session == self.session + 1:
+            # It was running when the session before ended, and that was no crash.
+            self.recoveries = 0
+        self.session = record.session
+        self.status = MetadataStatus.RUNNING
+        self.key = self.error_message = self.wake_at = None
+        self.needs_resume = self.awaits_children = False
+
+    def _block(self, record: InstanceBlocked) -> None:
+        self.status = MetadataStatus.BLOCKED
+        self.key = record.path
+        self.wake_at = None
+        self.awaits_children = False
+        self.needs_resume = record.needs_resume
+        self.error_message = _cut(str(record.error))
+        if not record.needs_resume:
+            self.recoveries = 0
+
+    def _restart(self, record: InstanceResumed) -> None:
+        self.session = record.session
+        self.status = MetadataStatus.RUNNING
+        self.completed_at = self.key = self.error_message = self.wake_at = None
+        self.recoveries = 0
+        self.cancel_requested = self.needs_resume = self.awaits_children = False
+        if record.anew:
+            self.message = None
+            self.has_compensations = self.is_compensating = False
+
+    def _complete(self, record: InstanceCompleted) -> None:
+        self._end(MetadataStatus.COMPLETED, record.at, None)
+
+    def _fail(self, record: InstanceFailed) -> None:
+        self._end(MetadataStatus.FAILED, record.at, str(record.error))
+
+    def _cancel(self, record: InstanceCancelled) -> None:
+        self._end(MetadataStatus.CANCELLED, record.at, record.reason)
+
+    def _end(self, status: MetadataStatus, at: float, error_message: str | None) -> None:
+        self.status = status
+        self.completed_at = at
+        self.key = self.wake_at = None
+        self.awaits_children = False
+        self.recoveries = 0
+        self.error_message = _cut(error_message)
+
+    _FOLDS: ClassVar[dict[type[InstanceRecord], Callable[[InstanceHeader, Any], None]]] = {
+        InstanceStarted: _start,
+        RunStarted: _run_again,
+        InstanceResumed: _restart,
+        StepCompleted: _take_outcome,
+        AttemptFailed: _progress,
+        StepFailed: _take_outcome,
+        CancelRequested: _request_cancel,
+        InstanceBlocked: _block,
+        InstanceCompleted: _complete,
+        InstanceFailed: _fail,
+        InstanceCancelled: _cancel,
+        WaitStarted: _note,
+        WaitAbandoned: _note,
+        SignalReceived: _progress,
+        SignalKept: _note,
+        SuspendTimedOut: _progress,
+        SleepEnded: _progress,
+        ScopeStarted: _note,
+        ScopeEnded: _progress,
+        IntentRecorded: _progress,
+        IntentWithdrawn: _withdraw_intent,
+        BranchStarted: _start_child,
+        BranchCompleted: _progress,
+        BranchFailed: _progress,
+        FanOutFailed: _progress,
+        ChildStarted: _start_child,
+        CallCompleted: _progress,
+        CallFailed: _progress,
+        CompensationRegistered: _register_compensation,
+        CompensationBegun: _begin_compensation,
+        InstanceSuspended: _suspend,
+        InstanceRetired: _retire,
+    }
+    "What each kind of record changes. A test checks that none is missing."
+
+
+def header_of(started: InstanceStarted) -> InstanceHeader:
+    """
+    Return the header of an instance that has just started.
+    """
+    return InstanceHeader(
+        number=started.instance,
+        workflow=sys.intern(started.workflow),
+        instance_id=started.instance_id,
+        parent=started.parent,
+        detached=started.detached,
+        created_at=started.at,
+        updated_at=started.at,
+        session=started.session,
+        seq=started.seq,
+    )
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= MAX_HEADER_ERROR_CHARS else text[:MAX_HEADER_ERROR_CHARS] + " [...]"
