@@ -5,7 +5,7 @@ Short ways to make the records that tests of stores write.
 from __future__ import annotations
 
 from memable._encoded import Encoded
-from memable._records import InstanceCompleted, InstanceResumed, InstanceStarted, StepCompleted
+from memable._records import InstanceCompleted, InstanceResumed, InstanceRetired, InstanceStarted, StepCompleted
 from memable._store._protocol import OpenStore
 
 ONE = Encoded("builtins.int", b"1")
@@ -35,6 +35,10 @@ def completed(number: int, seq: int) -> InstanceCompleted:
 
 def resumed(number: int, seq: int) -> InstanceResumed:
     return InstanceResumed(instance=number, seq=seq, at=1000.0, session=1)
+
+
+def retired(number: int, seq: int) -> InstanceRetired:
+    return InstanceRetired(instance=number, seq=seq, at=1000.0)
 
 
 async def start(store: OpenStore, *, name: str | None = None) -> int:

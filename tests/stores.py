@@ -15,7 +15,7 @@ import trio
 
 import memable
 from memable._clock import Clock
-from memable._journal import InstanceHeader
+from memable._header import InstanceHeader
 from memable._records import InstanceRecord
 from memable._store._protocol import OpenStore, Store
 

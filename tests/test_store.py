@@ -29,7 +29,7 @@ from memable._states import MetadataStatus
 from memable._store import _committer
 from memable._store._protocol import OpenStore, Store
 from memable._store._worker import ThreadWorker
-from sample_records import completed, resumed, start, started, step
+from sample_records import completed, resumed, retired, start, started, step
 
 KINDS = ["memory", "file", "file in the event loop"]
 
@@ -101,6 +101,76 @@ async def test_store_lists_headers_by_number(store: Store):
         assert [header.number for header in await opened.headers()] == numbers
         assert [header.number for header in await opened.headers(after=numbers[1])] == numbers[2:]
         assert list(await opened.headers(after=numbers[3])) == []
+
+
+async def test_store_forgets_a_retired_instance(store: Store):
+    """Of a retired instance nothing shows any more, now and after reopening; its number is not given out again."""
+    async with store.open(current_clock()) as opened:
+        first, second, third = [await start(opened) for _ in range(3)]
+        await opened.append([step(second, 2), completed(second, 3)])
+        await opened.append([retired(second, 4)])
+        for records in ([step(second, 5)], [resumed(second, 5)], [retired(second, 5)]):
+            with pytest.raises(ValueError, match=f"there is no instance {second}"):
+                await opened.append(records)
+        await opened.append([completed(third, 2), retired(third, 3)])
+    for _ in range(2):
+        async with store.open(current_clock()) as opened:
+            assert [header.number for header in await opened.headers()] == [first]
+            assert await opened.load(first) == [started(first)]
+            for number in (second, third):
+                assert await opened.find("w", f"i{number}") is None
+                with pytest.raises(KeyError, match=str(number)):
+                    await opened.load(number)
+            assert await opened.allocate_number() > third
+
+
+async def test_store_refuses_to_retire_what_has_not_ended(store: Store):
+    """Only an instance that has ended can be retired, and nothing follows that."""
+    async with store.open(current_clock()) as opened:
+        number = await start(opened)
+        with pytest.raises(ValueError, match=f"instance {number} has not ended, so it cannot be retired"):
+            await opened.append([retired(number, 2)])
+        with pytest.raises(ValueError, match=f"instance {number} has not ended, so it cannot be retired"):
+            await opened.append([completed(number, 2), resumed(number, 3), retired(number, 4)])
+        with pytest.raises(ValueError, match=f"instance {number} was retired, so no instance_resumed record can"):
+            await opened.append([completed(number, 2), retired(number, 3), resumed(number, 4)])
+        assert await opened.load(number) == [started(number)]
+
+
+@pytest.mark.parametrize("batches", ["one", "several", "in turn"])
+async def test_name_of_a_retired_instance_is_free_at_once(store: Store, batches: str):
+    """A start may be queued right behind the retirement of the instance that had its name."""
+    async with store.open(current_clock()) as opened:
+        first = await start(opened, name="x")
+        second, third = await opened.allocate_number(), await opened.allocate_number()
+        records = [
+            completed(first, 2),
+            retired(first, 3),
+            started(second, name="x"),
+            completed(second, 2),
+            retired(second, 3),
+            started(third, name="x"),
+            step(third, 2),
+        ]
+        if batches == "one":
+            await opened.append(records)
+        elif batches == "in turn":
+            for record in records:
+                await opened.append([record])
+        else:
+            async with trio.open_nursery() as nursery:
+                for record in records:
+                    # Trio starts tasks in no promised order; what follows is queued once this waits.
+                    nursery.start_soon(opened.append, [record])
+                    await trio.testing.wait_all_tasks_blocked(0)
+        fourth = await opened.allocate_number()
+        with pytest.raises(ValueError, match="workflow 'w' has an instance 'x' already"):
+            await opened.append([started(fourth, name="x")])
+    async with store.open(current_clock()) as opened:
+        header = await opened.find("w", "x")
+        assert header is not None
+        assert header.number == third
+        assert await opened.load(third) == [started(third, name="x"), step(third, 2)]
 
 
 async def test_store_shares_batches_among_tasks(store: Store):
@@ -306,6 +376,21 @@ async def test_memory_store_can_be_copied_as_if_killed():
         assert await opened.load(number) == [started(number)]
     async with store.crashed_copy().open(current_clock()) as opened:
         assert (opened.session, opened.after_crash) == (2, False)
+
+
+async def test_memory_store_keeps_nothing_of_a_retired_instance():
+    """What is retired is freed; the rest stays in order, also in a copy."""
+    store = InMemoryStore()
+    async with store.open(current_clock()) as opened:
+        first, second = await start(opened), await start(opened)
+        await opened.append([step(second, 2), step(first, 2), completed(second, 3), completed(first, 3)])
+        copy = store.crashed_copy()
+        await opened.append([retired(second, 4)])
+        rest = [started(first), step(first, 2), completed(first, 3)]
+        assert store._records == store.crashed_copy()._records == rest
+        await opened.append([retired(first, 4)])
+        assert (store._records, store._kept.journals) == ([], {})
+    assert len(copy._records) == 6
 
 
 async def test_memory_store_has_a_name():

@@ -17,7 +17,7 @@ from memable import FileStore, InMemoryStore, StorageError
 from memable._clock import current_clock
 from memable._records import InstanceRecord
 from memable._store._protocol import OpenStore, Store
-from sample_records import completed, resumed, started, step
+from sample_records import completed, resumed, retired, started, step
 from simulated_disk import Choose, PowerCutError, SimulatedDisk, lose_all, lose_nothing
 
 PATH = Path("/store")
@@ -52,24 +52,37 @@ class Append:
 
 
 @attrs.frozen
+class Replace:
+    """Retires the instance of a name, and starts another of that name in the same append."""
+
+    name: str
+
+
+@attrs.frozen
 class Reopen:
     """Closes the store and opens it again."""
 
 
+_names = st.sampled_from(["a", "b", "c", "d"])
 _off_by = st.integers(-1, 1) | st.just(0)
 _calls = (
-    st.builds(Start, st.sampled_from(["a", "b", "c", "d"]))
+    st.builds(Start, _names)
+    | st.builds(Replace, _names)
     | st.builds(
         Append,
         st.lists(
-            st.tuples(st.sampled_from(["step", "completed", "resumed", "started"]), st.integers(1, 4), _off_by),
+            st.tuples(
+                st.sampled_from(["step", "completed", "resumed", "retired", "started"]), st.integers(1, 4), _off_by
+            ),
             max_size=3,
         ).map(tuple),
     )
     | st.builds(Reopen)
 )
 
-_MAKERS = {"step": step, "completed": completed, "resumed": resumed}
+_Call = Start | Replace | Append | Reopen
+
+_MAKERS = {"step": step, "completed": completed, "resumed": resumed, "retired": retired}
 
 
 def _records(call: Append, headers: dict[int, int]) -> list[InstanceRecord]:
@@ -81,11 +94,15 @@ def _records(call: Append, headers: dict[int, int]) -> list[InstanceRecord]:
     return records
 
 
-async def _answer(store: OpenStore, call: Start | Append) -> object:
+async def _answer(store: OpenStore, call: Start | Replace | Append) -> object:
     try:
         if isinstance(call, Start):
             number = await store.allocate_number()
             await store.append([started(number, name=call.name)])
+        elif isinstance(call, Replace):
+            header = await store.find("w", call.name)
+            before = [] if header is None else [retired(header.number, header.seq + 1)]
+            await store.append([*before, started(await store.allocate_number(), name=call.name)])
         else:
             await store.append(_records(call, {header.number: header.seq for header in await store.headers()}))
     except ValueError as exc:
@@ -93,7 +110,7 @@ async def _answer(store: OpenStore, call: Start | Append) -> object:
     return None
 
 
-async def _answers(store: Store, calls: Sequence[Start | Append | Reopen]) -> list[object]:
+async def _answers(store: Store, calls: Sequence[_Call]) -> list[object]:
     """Return all that a store answers to *calls*."""
     answers: list[object] = []
     rest = list(calls)
@@ -116,7 +133,19 @@ async def _answers(store: Store, calls: Sequence[Start | Append | Reopen]) -> li
 @example(
     [Start("a"), Append((("completed", 1, 0),)), Append((("step", 1, 0),)), Reopen(), Append((("resumed", 1, 0),))]
 )
-def test_memory_and_file_answer_alike(calls: list[Start | Append | Reopen]):
+@example(
+    # The only instance is retired: its number is not given out again, not even after a reopening.
+    [
+        Start("a"),
+        Append((("completed", 1, 0), ("retired", 1, 0), ("resumed", 1, 0))),
+        Append((("completed", 1, 0), ("retired", 1, 0))),
+        Append((("resumed", 1, 0),)),
+        Reopen(),
+        Start("a"),
+    ]
+)
+@example([Start("a"), Append((("completed", 1, 0),)), Replace("a"), Append((("step", 2, 0),)), Reopen()])
+def test_memory_and_file_answer_alike(calls: list[_Call]):
     """Every sequence of calls and reopenings has the same answers from every store."""
     disk = SimulatedDisk()
     in_file = run(_answers, FileStore(PATH, disk=disk), calls)

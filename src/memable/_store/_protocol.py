@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
 from .._clock import Clock
-from .._journal import InstanceHeader
+from .._header import InstanceHeader
 from .._records import InstanceRecord
 
 
@@ -57,7 +57,8 @@ class OpenStore(Protocol):
         Make *records* durable, all or none of them.
 
         The records are queued before the first suspension, in the order of the calls; batches of several callers
-        share one write and one sync. When it returns, headers and ``load`` show them.
+        share one write and one sync. When it returns, headers and ``load`` show them. An ``InstanceRetired`` removes
+        its instance: nothing shows it any more; a start behind it may use its name again, but not its number.
 
         Args:
             records: What happened, oldest first. At least one. Each carries the sequence number that comes next in
@@ -99,6 +100,8 @@ class OpenStore(Protocol):
     async def headers(self, *, after: int = 0) -> Sequence[InstanceHeader]:
         """
         Return the headers of all instances with a number greater than *after*, in the order of creation.
+
+        The sequence does not change any more; the headers in it are live. Costs no more than copying a list.
         """
         ...
 

@@ -42,6 +42,12 @@ class LineIndex:
             spans.append(start)
             spans.append(end)
 
+    def drop(self, number: int) -> None:
+        """
+        Forget the lines of an instance.
+        """
+        del self._spans[number]
+
     def spans(self, number: int) -> list[tuple[int, int]]:
         """
         Return where the lines of an instance are, oldest first.

@@ -16,7 +16,7 @@ import attrs
 from .._disk import Disk, DiskFile, write_fully
 from .._errors import StoreCorruptedError
 from .._frames import SegmentHeader, decode_header, seed_of
-from .._records import StoreClosed, StoreOpened
+from .._records import InstanceRecord, InstanceRetired, StoreClosed, StoreOpened
 from .._scan import WAY_OUT, LogScan
 from ._directory import FIRST_SEGMENT, create_log, has_log, replace_log
 from ._index import HeaderIndex
@@ -46,6 +46,19 @@ class RecoveredLog:
     "Where the log ends, and in which session."
     index: HeaderIndex
     lines: LineIndex
+
+    def fold(self, record: InstanceRecord, start: int, end: int) -> None:
+        """
+        Take in the next durable record, whose line begins and ends there.
+
+        Raises:
+            ValueError: It cannot follow the ones before it.
+        """
+        self.index.fold(record)
+        if type(record) is InstanceRetired:
+            self.lines.drop(record.instance)
+        else:
+            self.lines.add(record.instance, start, end)
 
 
 def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float) -> RecoveredLog:
@@ -105,10 +118,9 @@ def _read(file: DiskFile, path: Path) -> RecoveredLog:
                 if isinstance(record, StoreOpened | StoreClosed):
                     continue
                 try:
-                    log.index.fold(record)
+                    log.fold(record, start, end)
                 except ValueError as exc:
                     raise StoreCorruptedError(location=str(path), offset=start, problem=f"{exc}; {WAY_OUT}") from exc
-                log.lines.add(record.instance, start, end)
     scan.finish()
     return log
 

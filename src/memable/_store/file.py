@@ -18,7 +18,7 @@ import trio
 from .._clock import Clock
 from .._disk import Disk, RealDisk
 from .._frames import seed_of
-from .._journal import InstanceHeader
+from .._header import InstanceHeader
 from .._record_json import encode_record
 from .._records import InstanceRecord, StoreClosed, StoreOpened
 from ._committer import Committer
@@ -151,7 +151,7 @@ class OpenFileStore:
             end=log.scan.good_end,
         )
         self._committer = Committer(
-            self._tail, worker, str(self._log_path), durability == "fsync", log.index.admit, self._fold
+            self._tail, worker, str(self._log_path), durability == "fsync", log.index.admit, log.fold
         )
 
     @property
@@ -236,7 +236,3 @@ class OpenFileStore:
         Return the headers of all instances with a number greater than *after*, in the order of creation.
         """
         return self._log.index.after(after)
-
-    def _fold(self, record: InstanceRecord, start: int, end: int) -> None:
-        self._log.index.fold(record)
-        self._log.lines.add(record.instance, start, end)

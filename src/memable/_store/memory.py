@@ -9,18 +9,53 @@ import socket
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import chain
+from operator import itemgetter
 
 import attrs
 import trio
 
 from .._clock import Clock
 from .._errors import StorageError, StoreLockedError
-from .._journal import InstanceHeader
-from .._records import InstanceRecord
+from .._header import InstanceHeader
+from .._records import InstanceRecord, InstanceRetired
 from ._index import HeaderIndex
 from ._protocol import OpenStore
 
 LOCATION = "InMemoryStore()"
+
+
+@attrs.define(eq=False)
+class _Kept:
+    """What outlives an opening."""
+
+    journals: dict[int, list[tuple[int, InstanceRecord]]] = attrs.field(
+        factory=dict[int, "list[tuple[int, InstanceRecord]]"]
+    )
+    "Records by instance, each with its place among all records ever appended."
+    record_count: int = 0
+    "How many were ever appended."
+    last_number: int = 0
+    "The greatest number of an instance, retired ones included."
+    newest_at: float | None = None
+    "When the newest record was made."
+
+    def add(self, record: InstanceRecord) -> None:
+        number = record.instance
+        self.record_count += 1
+        self.last_number = max(self.last_number, number)
+        self.newest_at = record.at if self.newest_at is None else max(self.newest_at, record.at)
+        if type(record) is InstanceRetired:
+            del self.journals[number]
+        else:
+            self.journals.setdefault(number, []).append((self.record_count, record))
+
+    def records(self) -> list[InstanceRecord]:
+        """Return all records in the order in which they were appended."""
+        return [record for _, record in sorted(chain.from_iterable(self.journals.values()), key=itemgetter(0))]
+
+    def copy(self) -> _Kept:
+        return attrs.evolve(self, journals={number: journal.copy() for number, journal in self.journals.items()})
 
 
 @attrs.define(eq=False)
@@ -33,7 +68,7 @@ class InMemoryStore:
     """
 
     _store_id: str = attrs.field(factory=lambda: uuid.uuid4().hex, init=False)
-    _records: list[InstanceRecord] = attrs.field(factory=list[InstanceRecord], init=False, repr=False)
+    _kept: _Kept = attrs.field(factory=_Kept, init=False, repr=False)
     _sessions: int = attrs.field(default=0, init=False)
     _crashed: bool = attrs.field(default=False, init=False)
     _is_open: bool = attrs.field(default=False, init=False)
@@ -58,10 +93,15 @@ class InMemoryStore:
         """
         copy = InMemoryStore()
         copy._store_id = self._store_id
-        copy._records = self._records.copy()
+        copy._kept = self._kept.copy()
         copy._sessions = self._sessions
         copy._crashed = self._crashed or self._is_open
         return copy
+
+    @property
+    def _records(self) -> list[InstanceRecord]:
+        """All records that count, in the order in which they were appended, for tests."""
+        return self._kept.records()
 
     @asynccontextmanager
     async def _open(self, clock: Clock) -> AsyncGenerator[OpenStore]:
@@ -73,10 +113,10 @@ class InMemoryStore:
                 pid=os.getpid(),
                 host=socket.gethostname(),
             )
-        if self._records:
-            clock.not_before(max(record.at for record in self._records))
+        if self._kept.newest_at is not None:
+            clock.not_before(self._kept.newest_at)
         opened = _OpenInMemoryStore(
-            store_id=self._store_id, session=self._sessions + 1, after_crash=self._crashed, records=self._records
+            store_id=self._store_id, session=self._sessions + 1, after_crash=self._crashed, kept=self._kept
         )
         self._is_open = True
         self._sessions += 1
@@ -93,14 +133,14 @@ class _OpenInMemoryStore:
     store_id: str
     session: int
     after_crash: bool
-    records: list[InstanceRecord]
+    kept: _Kept
     closed: bool = False
     _index: HeaderIndex = attrs.field(factory=HeaderIndex, init=False)
-    _journals: dict[int, list[InstanceRecord]] = attrs.field(factory=dict[int, list[InstanceRecord]], init=False)
 
     def __attrs_post_init__(self) -> None:
-        for record in self.records:
-            self._fold(record)
+        for record in self.kept.records():
+            self._index.fold(record)
+        self._index.last_number = self.kept.last_number
 
     @property
     def location(self) -> str:
@@ -114,14 +154,14 @@ class _OpenInMemoryStore:
         self._check_open()
         self._index.admit(records)
         for record in records:
-            self.records.append(record)
-            self._fold(record)
+            self._index.fold(record)
+            self.kept.add(record)
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def load(self, number: int) -> Sequence[InstanceRecord]:
         self._check_open()
         await trio.lowlevel.checkpoint()
-        return self._journals[number].copy()
+        return [record for _, record in self.kept.journals[number]]
 
     async def find(self, workflow: str, instance_id: str) -> InstanceHeader | None:
         return self._index.find(workflow, instance_id)
@@ -132,7 +172,3 @@ class _OpenInMemoryStore:
     def _check_open(self) -> None:
         if self.closed:
             raise StorageError(location=LOCATION, problem="the store is closed; open it again")
-
-    def _fold(self, record: InstanceRecord) -> None:
-        self._index.fold(record)
-        self._journals.setdefault(record.instance, []).append(record)
