@@ -16,6 +16,7 @@ import pytest
 import trio
 
 import memable
+from running import ending_of
 from stores import Place
 
 
@@ -193,7 +194,10 @@ async def test_deploy_that_fails_before_a_pending_retry_blocks(place: Place, aut
     async def broken(ctx: memable.Context) -> int:
         raise ValueError("bad deploy")
 
-    state = await _deploy(place, patient, broken)
+    assert isinstance(await _deploy(place, patient, broken), memable.Suspended)
+    # It runs again when the next attempt is due.
+    async with memable.open_engine(place.store(), workflows=[memable.workflow(name="w")(broken)]) as engine:
+        state = await ending_of(await engine.get("w", "i"))
     assert isinstance(state, memable.Blocked)
     assert state.error.message == "bad deploy"
 

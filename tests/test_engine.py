@@ -148,10 +148,10 @@ async def test_stop_waits_for_executing_runs(place: Place, autojump_clock: objec
         await engine.stop()
         assert trio.current_time() == pytest.approx(began + 5)
         assert await invocation.result() == 5.0
-        assert await engine.state(backing_off, "b") == memable.Started()
+        assert isinstance(await engine.state(backing_off, "b"), memable.Suspended)
         metadata = await engine.metadata(backing_off, "b")
         assert metadata is not None
-        assert metadata.status is MetadataStatus.RUNNING
+        assert metadata.status is MetadataStatus.SUSPENDED
 
 
 async def test_stop_cancels_runs_past_its_timeout(place: Place, autojump_clock: object):

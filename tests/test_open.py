@@ -287,7 +287,7 @@ async def test_leaving_cancels_runs_after_the_shutdown_timeout(place: Place, aut
 
 async def test_leaving_does_not_wait_for_runs_in_backoff(place: Place, autojump_clock: object):
     """
-    A run that waits for its next attempt is not waited for; it stays Running, its attempt due when it was.
+    A run that waits for its next attempt is not waited for; it is Suspended, its attempt due when it was.
     """
     calls: list[float] = []
 
@@ -304,7 +304,7 @@ async def test_leaving_does_not_wait_for_runs_in_backoff(place: Place, autojump_
         assert isinstance(await (await engine.invoke(workflow, instance_id="i")).wait(), memable.Suspended)
         await trio.sleep(GRACE_S / 2)
     assert trio.current_time() == pytest.approx(calls[0] + GRACE_S / 2)
-    assert await status_in(place.store()) is MetadataStatus.RUNNING
+    assert await status_in(place.store()) is MetadataStatus.SUSPENDED
     async with memable.open_engine(place.store(), workflows=[workflow]) as engine:
         await (await engine.get(workflow, "i")).result()
     assert calls == [calls[0], pytest.approx(calls[0] + GRACE_S)]
@@ -427,7 +427,7 @@ async def test_body_that_swallows_a_shutdown_runs_again(
         await engine.invoke(workflow, instance_id="i")
         await trio.testing.wait_all_tasks_blocked()
     assert runs == ["stopping"]
-    assert "swallowed the cancellation of a shutdown" in caplog.text
+    assert "swallowed the cancellation by which it was to be unwound for a shutdown" in caplog.text
     assert await status_in(place.store()) is MetadataStatus.RUNNING
     async with memable.open_engine(place.store(), workflows=[workflow]) as engine:
         await (await engine.get(workflow, "i")).result()

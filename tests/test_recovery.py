@@ -13,7 +13,7 @@ import trio
 
 import memable
 from memable import MetadataStatus
-from memable._supervisor import RECOVERY_BATCH
+from memable._recovering import RECOVERY_BATCH
 from running import kinds_of, workflow_of
 from stores import Gate, HookedStore, MemoryPlace, Place
 
@@ -371,7 +371,7 @@ async def test_resume_while_recovery_passes_by_leaves_exactly_one_run(is_refused
         # The resume holds the instance while it reads its journal; then recovery comes by.
         engine.add_definition(mended)
         await reached.wait()
-        engine._supervisor.start_recovery(["endless"])
+        engine._recovery.start(["endless"])
         await trio.testing.wait_all_tasks_blocked()
         go.set()
         await engine.wait_all()

@@ -90,7 +90,7 @@ async def test_backoff_beside_an_executing_step_is_waited_for_when_the_block_is_
         await engine.invoke(workflow, instance_id=INSTANCE)
         await trio.sleep(10)
     assert trio.current_time() == 50.0
-    assert kinds_of(store) == ["instance_started", "attempt_failed", "step_completed"]
+    assert kinds_of(store) == ["instance_started", "attempt_failed", "step_completed", "instance_suspended"]
 
 
 async def test_backoff_in_a_task_of_its_own_works(autojump_clock: MockClock):

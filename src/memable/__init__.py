@@ -15,18 +15,24 @@ from ._definition import Workflow, workflow
 from ._engine import Engine
 from ._error_info import ErrorInfo
 from ._errors import (
+    ChildFailedError,
+    CompensationLostError,
     DuplicateKeyError,
     DuplicateWorkflowError,
     EngineStoppedError,
     InstanceBusyError,
+    InstanceCompensatedError,
     InstanceConflictError,
     InstanceNotFoundError,
     InvalidKeyError,
+    ItemsChangedError,
     KeyKindError,
     MemableError,
     MisuseError,
     NestedStepError,
+    NonDurableDeadlineError,
     NotDoneError,
+    OutcomeUnknownError,
     PermanentError,
     RecoveryLimitError,
     RetriesExhaustedError,
@@ -34,6 +40,8 @@ from ._errors import (
     RetryableError,
     RunEndedError,
     SerializationError,
+    SignalRejectedError,
+    SignalSupersededError,
     StaleRunningError,
     StepFailedError,
     StepTimeoutError,
@@ -42,6 +50,7 @@ from ._errors import (
     StoreLockedError,
     StoreVersionError,
     SuspendedStepConflictError,
+    SuspendTimeoutError,
     TypeMismatchError,
     UnknownKeyError,
     WorkflowBlockedError,
@@ -50,9 +59,12 @@ from ._errors import (
     WorkflowFailedError,
     WorkflowNotFoundError,
 )
+from ._fan_out import ChildFailed, ChildSucceeded
+from ._history import HistoryEntry
 from ._invocation import Invocation, StatusStream
 from ._open import open_engine
 from ._retry import INHERIT, RetryPolicy
+from ._scopes import DurableScope, ScopeTimeoutError
 from ._states import (
     Blocked,
     Cancelled,
@@ -67,33 +79,44 @@ from ._states import (
 )
 from ._store.file import FileStore
 from ._store.memory import InMemoryStore
+from ._suspend_point import SuspendPoint
 
 __all__ = [
     "INHERIT",
     "Blocked",
     "Cancelled",
+    "ChildFailed",
+    "ChildFailedError",
+    "ChildSucceeded",
+    "CompensationLostError",
     "Completed",
     "Context",
     "DuplicateKeyError",
     "DuplicateWorkflowError",
+    "DurableScope",
     "Engine",
     "EngineStoppedError",
     "ErrorInfo",
     "Failed",
     "FileStore",
+    "HistoryEntry",
     "InMemoryStore",
     "InProgress",
     "InstanceBusyError",
+    "InstanceCompensatedError",
     "InstanceConflictError",
     "InstanceNotFoundError",
     "InvalidKeyError",
     "Invocation",
+    "ItemsChangedError",
     "KeyKindError",
     "MemableError",
     "MetadataStatus",
     "MisuseError",
     "NestedStepError",
+    "NonDurableDeadlineError",
     "NotDoneError",
+    "OutcomeUnknownError",
     "PermanentError",
     "RecoveryLimitError",
     "RetriesExhaustedError",
@@ -101,7 +124,10 @@ __all__ = [
     "RetryPolicy",
     "RetryableError",
     "RunEndedError",
+    "ScopeTimeoutError",
     "SerializationError",
+    "SignalRejectedError",
+    "SignalSupersededError",
     "StaleRunningError",
     "Started",
     "StatusStream",
@@ -111,6 +137,8 @@ __all__ = [
     "StoreCorruptedError",
     "StoreLockedError",
     "StoreVersionError",
+    "SuspendPoint",
+    "SuspendTimeoutError",
     "Suspended",
     "SuspendedStepConflictError",
     "TypeMismatchError",

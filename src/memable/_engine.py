@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, NoReturn, ParamSpec, TypeVar, TypeVarTuple, overload
+from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar, TypeVarTuple, overload
 
 import trio
 
@@ -21,32 +21,34 @@ from ._errors import (
     InstanceConflictError,
     MisuseError,
     SerializationError,
-    UnknownKeyError,
     WorkflowNotFoundError,
 )
+from ._header import InstanceHeader
+from ._history import HistoryEntry, history_of
 from ._ids import IdMaker
-from ._instances import Instances, header_of_entry
+from ._instances import Instances
 from ._invocation import Invocation, StatusStream
-from ._journal import InstanceHeader, Journal
-from ._keys import check_key
+from ._journal import Journal
+from ._keys import check_instance_id, check_key, check_path
 from ._listing import metadata_of
 from ._numbers import is_count, is_number
-from ._records import (
-    CancelRequested,
-    InstanceCancelled,
-    InstanceCompleted,
-    InstanceResumed,
-    InstanceStarted,
-    StepFailed,
-)
+from ._records import InstanceStarted
+from ._recovering import Recovery
+from ._removing import Removals
+from ._resuming import Resumptions
 from ._run import Run, current_run
 from ._services import Services
+from ._signalling import Answers
 from ._states import MetadataStatus, WorkflowMetadata, WorkflowState
 from ._supervisor import Supervisor
+from ._suspend_point import SuspendPoint
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 Args = TypeVarTuple("Args")
+
+_NOTHING: Final = object()
 
 
 class Engine:
@@ -58,14 +60,26 @@ class Engine:
     which the store fails raises ``StorageError``; the engine has stopped then.
     """
 
-    def __init__(self, services: Services, supervisor: Supervisor, *, shutdown_timeout: float) -> None:
+    def __init__(
+        self,
+        services: Services,
+        supervisor: Supervisor,
+        recovery: Recovery,
+        removals: Removals,
+        *,
+        shutdown_timeout: float,
+    ) -> None:
         """
         Bind an engine to its parts. Made by ``open_engine`` only.
         """
         self._services = services
         self._supervisor = supervisor
         self._shutdown_timeout = shutdown_timeout
+        self._recovery = recovery
         self._instances = Instances(services, supervisor)
+        self._answers = Answers(services, supervisor, self._instances)
+        self._resumptions = Resumptions(services, supervisor, self._instances)
+        self._removals = removals
         self._ids = IdMaker()
 
     # Definitions ---------------------------------------------------------------------------------------------
@@ -84,7 +98,7 @@ class Engine:
         """
         self._refuse_stopped("engine.register")
         if self.add_definition(workflow):
-            self._supervisor.start_recovery((workflow.name,))
+            self._recovery.start((workflow.name,))
 
     def add_definition(self, workflow: Workflow[..., Any]) -> bool:
         """
@@ -181,7 +195,9 @@ class Engine:
                 input=given,
             )
             await self._instances.append(started)
-            entry.header = await store.find(entry.workflow, entry.instance_id)
+            header = await store.find(entry.workflow, entry.instance_id)
+            assert header is not None
+            entry.header = header
             self._supervisor.start(entry, journal=Journal(started=started, seq=started.seq), is_first=True)
         finally:
             entry.busy = False
@@ -274,6 +290,7 @@ class Engine:
         Raises:
             UnknownKeyError: *forget* names something that is not recorded. Nothing is changed.
             InstanceBusyError: It executes, so nothing can be forgotten now.
+            InstanceCompensatedError: Its compensations have begun; only ``anew=True`` runs it again.
             InstanceNotFoundError: The store has no such instance.
             WorkflowNotFoundError: The workflow is not registered.
             EngineStoppedError: The engine is stopping.
@@ -289,44 +306,132 @@ class Engine:
         self._refuse_halted("engine.resume", workflow, instance_id)
         definition = self._definition(workflow)
         entry = await self._instances.entry(definition.name, instance_id)
-        if self._supervisor.is_live(entry):
-            if forgotten or anew:
-                raise InstanceBusyError(
-                    workflow=entry.workflow, instance_id=entry.instance_id, operation="forgetting what is recorded"
-                )
-            return Invocation(self._instances, entry)
-        header = header_of_entry(entry)
-        if header.status is MetadataStatus.COMPLETED and not forgotten and not anew:
-            return Invocation(self._instances, entry)
-        await self._resume(entry, header, forgotten, anew)
+        await self._resumptions.resume(entry, forgotten, anew=anew)
         await trio.lowlevel.checkpoint_if_cancelled()
         return Invocation(self._instances, entry)
 
-    @trio.lowlevel.enable_ki_protection
-    async def _resume(self, entry: Entry, header: InstanceHeader, forgotten: tuple[str, ...], anew: bool) -> None:
-        entry.busy = True
-        try:
-            journal = await self._instances.load(entry)
-            unknown = tuple(path for path in forgotten if not journal.knows(path))
-            if unknown:
-                known = tuple(sorted({*journal.memos, *journal.attempts}))
-                raise UnknownKeyError(workflow=entry.workflow, instance_id=entry.instance_id, keys=unknown, known=known)
-            self._refuse_halted("engine.resume", entry.workflow, entry.instance_id)
-            record = InstanceResumed(
-                instance=header.number,
-                seq=header.seq + 1,
-                at=self._services.clock.now(),
-                session=self._services.store.session,
-                cleared=_cleared(journal),
-                forgotten=forgotten,
-                anew=anew,
+    # Answering -----------------------------------------------------------------------------------------------
+
+    async def signal(
+        self,
+        workflow: Workflow[P, R] | str,
+        instance_id: str,
+        point: SuspendPoint[T],
+        payload: T,
+        *,
+        within: str | None = None,
+        early: Literal["reject", "keep"] = "reject",
+    ) -> Invocation[R]:
+        """
+        Deliver *payload* to a suspend point at which an instance waits. A checkpoint.
+
+        Of several signals and the timeout, exactly one wins.
+
+        Args:
+            workflow: A workflow, or its name; it need not be registered.
+            instance_id: The instance's id.
+            point: Where the instance waits; as the body gives it to ``ctx.suspend``.
+            payload: What ``ctx.suspend`` returns. Of the point's type.
+            within: For a wait inside a fan-out, the path of the child, for example ``"fetch:v1/3"``.
+            early: ``"reject"`` refuses a signal to a point at which the instance does not wait; ``"keep"`` stores one
+                for when it gets there.
+
+        Returns:
+            A handle on the instance.
+
+        Raises:
+            SignalRejectedError: The instance does not wait there, or has ended.
+            SignalSupersededError: Another signal or the timeout was first, or one is kept already.
+            TypeMismatchError: *payload* is not of the point's type. The instance is unharmed.
+            InstanceNotFoundError: The store has no such instance.
+            EngineStoppedError: The engine stopped before it could be delivered.
+
+        Durability:
+            The signal is durable when it returns: a crash after that does not lose it.
+
+        Cancellation:
+            Acts before the signal is written, or after it is durable.
+        """
+        given: object = point
+        if not isinstance(given, SuspendPoint):
+            raise MisuseError(problem=f"{point!r} is not a suspend point; give the memable.SuspendPoint of the body")
+        if early not in ("reject", "keep"):
+            raise MisuseError(problem=f"early is {early!r}; give 'reject' or 'keep'")
+        path = None if within is None else check_path(within)
+        await trio.lowlevel.checkpoint()
+        self._refuse_halted("engine.signal", workflow, instance_id)
+        entry = await self._instances.entry(_name_of(workflow), instance_id)
+        await self._answers.signal(entry, point, payload, within=path, keeps=early == "keep")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return Invocation(self._instances, entry)
+
+    @overload
+    async def settle(
+        self, workflow: Workflow[..., Any] | str, instance_id: str, key: str, *, value: object
+    ) -> None: ...
+
+    @overload
+    async def settle(
+        self, workflow: Workflow[..., Any] | str, instance_id: str, key: str, *, error: BaseException
+    ) -> None: ...
+
+    @overload
+    async def settle(
+        self, workflow: Workflow[..., Any] | str, instance_id: str, key: str, *, rerun: Literal[True]
+    ) -> None: ...
+
+    async def settle(
+        self,
+        workflow: Workflow[..., Any] | str,
+        instance_id: str,
+        key: str,
+        *,
+        value: object = _NOTHING,
+        error: BaseException | None = None,
+        rerun: bool = False,
+    ) -> None:
+        """
+        Answer a step with ``once=True`` whose outcome is unknown, and let its instance go on. A checkpoint.
+
+        Args:
+            workflow: A workflow, or its name.
+            instance_id: The instance's id.
+            key: The step's key or path.
+            value: What the effect returned: it did happen.
+            error: The exception that it failed with.
+            rerun: True if it did not happen: it is run.
+
+        Raises:
+            SignalRejectedError: The outcome of that step is not unknown.
+            TypeMismatchError: *value* is of another type than the step's. Nothing is changed.
+            MisuseError: Not exactly one of *value*, *error* and *rerun* is given.
+            InstanceNotFoundError: The store has no such instance.
+            EngineStoppedError: The engine is stopping.
+
+        Durability:
+            The answer is durable when it returns.
+
+        Cancellation:
+            Acts before the answer is written, or after it is durable.
+        """
+        answers = {
+            kind: answer
+            for kind, answer, is_given in (
+                ("value", value, value is not _NOTHING),
+                ("error", error, error is not None),
+                ("rerun", rerun, rerun),
             )
-            await self._instances.append(record)
-            journal.apply(record)
-            self._supervisor.start(entry, journal=journal)
-        finally:
-            entry.busy = False
-            entry.notify()
+            if is_given
+        }
+        if len(answers) != 1:
+            raise MisuseError(problem="settle takes exactly one of value=..., error=... and rerun=True")
+        path = check_path(key)
+        await trio.lowlevel.checkpoint()
+        self._refuse_halted("engine.settle", workflow, instance_id)
+        entry = await self._instances.entry(_name_of(workflow), instance_id)
+        ((kind, answer),) = answers.items()
+        await self._answers.settle(entry, path, answer, kind=kind)
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     # Cancelling ----------------------------------------------------------------------------------------------
 
@@ -362,50 +467,32 @@ class Engine:
         await trio.lowlevel.checkpoint()
         self._refuse_halted("engine.cancel", workflow, instance_id)
         entry = await self._instances.entry(_name_of(workflow), instance_id)
-        requested = False
-        while not (header := header_of_entry(entry)).status.is_terminal:
-            version = entry.version
-            run = entry.run
-            if requested or (run is not None and (run.cancel_request is not None or run.is_ending)):
-                pass
-            elif run is not None:
-                await self._request_cancel(header, run, reason)
-                requested = True
-                if run is self._calling_run():
-                    # Its end cannot be waited for inside it. Not shielded, this is as far as the caller gets.
-                    await trio.lowlevel.checkpoint()
-                    return True
-                continue
-            elif not entry.busy and not self._supervisor.is_live(entry):
-                await self._cancel_at_rest(entry, header, reason)
-                return True
-            if not await self._instances.wait_entry_change(entry, version):
-                raise EngineStoppedError(operation=_called("engine.cancel", workflow, instance_id))
-        return requested
+        cancelled = await self._supervisor.cancel(entry, reason, caller=self._calling_run())
+        if cancelled is None:
+            raise EngineStoppedError(operation=_called("engine.cancel", workflow, instance_id))
+        return cancelled
 
-    @trio.lowlevel.enable_ki_protection
-    async def _request_cancel(self, header: InstanceHeader, run: Run, reason: str | None) -> None:
-        at = self._services.clock.now()
-        request = CancelRequested(instance=header.number, seq=run.next_seq(), at=at, reason=reason)
-        # Set before the record is on its way: however the body ends from here on, its record comes after this one.
-        run.cancel_request = request
-        await self._instances.append(request)
-        run.cancel("cancelled")
+    async def delete(self, workflow: Workflow[..., Any] | str, instance_id: str) -> None:
+        """
+        Remove an instance that has ended, and the children that it waited for, now. A checkpoint.
 
-    @trio.lowlevel.enable_ki_protection
-    async def _cancel_at_rest(self, entry: Entry, header: InstanceHeader, reason: str | None) -> None:
-        at = self._services.clock.now()
-        number, seq = header.number, header.seq
-        entry.busy = True
-        try:
-            await self._instances.append(
-                CancelRequested(instance=number, seq=seq + 1, at=at, reason=reason),
-                ended := InstanceCancelled(instance=number, seq=seq + 2, at=at, reason=reason),
-            )
-            entry.ending = ended
-        finally:
-            entry.busy = False
-            entry.notify()
+        Raises:
+            InstanceBusyError: It has not ended; or it is a child, and its parent has not.
+            InstanceNotFoundError: The store has no such instance.
+            EngineStoppedError: The engine is stopping.
+
+        Durability:
+            It is gone for good when this returns; its id may be used again.
+
+        Cancellation:
+            Acts before the removal is written, or after it is durable.
+        """
+        await trio.lowlevel.checkpoint()
+        self._refuse_halted("engine.delete", workflow, instance_id)
+        entry = await self._instances.entry(_name_of(workflow), instance_id)
+        if not await self._removals.remove(entry):
+            raise InstanceBusyError(workflow=entry.workflow, instance_id=entry.instance_id, operation="deleting it")
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     # Looking -------------------------------------------------------------------------------------------------
 
@@ -422,7 +509,7 @@ class Engine:
         """
         await trio.lowlevel.checkpoint()
         self._instances.refuse_closed("engine.metadata")
-        header = await self._services.store.find(_name_of(workflow), check_key("instance id", instance_id))
+        header = await self._services.store.find(_name_of(workflow), check_instance_id(instance_id))
         return None if header is None else self._metadata(header)
 
     async def list_instances(
@@ -464,11 +551,19 @@ class Engine:
                     found.append(metadata)
         return found
 
+    async def history(self, workflow: Workflow[..., Any] | str, instance_id: str) -> list[HistoryEntry]:
+        """
+        Return what has happened to an instance, for people, in the order in which it began. A checkpoint.
+        """
+        await trio.lowlevel.checkpoint()
+        entry = await self._instances.entry(_name_of(workflow), instance_id)
+        return history_of(await self._instances.records(entry), self._services.aliases)
+
     def subscribe(self, workflow: Workflow[..., Any] | str, instance_id: str) -> StatusStream:
         """
         Return the states of an instance, the current one at once and then each change: see ``StatusStream``.
         """
-        return StatusStream(self._instances, _name_of(workflow), check_key("instance id", instance_id))
+        return StatusStream(self._instances, _name_of(workflow), check_instance_id(instance_id))
 
     def _metadata(self, header: InstanceHeader) -> WorkflowMetadata:
         entry = self._supervisor.known_entry(header.workflow, header.instance_id)
@@ -579,11 +674,3 @@ def _paths(forget: Iterable[str]) -> tuple[str, ...]:
     if isinstance(forget, str) or not all(isinstance(path, str) for path in paths):
         raise MisuseError(problem=f"forget is {forget!r}; give a list of keys or paths, for example ['fetch:v1']")
     return tuple(dict.fromkeys(paths))
-
-
-def _cleared(journal: Journal) -> tuple[str, ...]:
-    """Return the paths of the recorded failures that left the body when it ended, to be given another chance."""
-    ended = journal.ending or journal.blocked
-    if ended is None or isinstance(ended, InstanceCompleted):
-        return ()
-    return tuple(path for path in ended.failed_paths if isinstance(journal.memos.get(path), StepFailed))

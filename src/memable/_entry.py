@@ -4,9 +4,11 @@ What an engine keeps in memory of an instance that runs, or that somebody looks 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
-from ._journal import InstanceHeader
+from ._header import InstanceHeader
 from ._records import InstanceRecord
 from ._run import Run
 
@@ -16,7 +18,21 @@ class Entry:
     One instance, shared by its run and all handles on it.
     """
 
-    __slots__ = ("__weakref__", "_changed", "busy", "ending", "header", "instance_id", "run", "version", "workflow")
+    __slots__ = (
+        "__weakref__",
+        "_changed",
+        "_header",
+        "busy",
+        "ending",
+        "instance_id",
+        "is_live",
+        "is_removed",
+        "is_woken",
+        "run",
+        "version",
+        "watchers",
+        "workflow",
+    )
 
     def __init__(self, workflow: str, instance_id: str, header: InstanceHeader | None = None) -> None:
         """
@@ -29,22 +45,58 @@ class Entry:
         """
         self.workflow: str = workflow
         self.instance_id: str = instance_id
-        self.header: InstanceHeader | None = header
         self.run: Run | None = None
         "The run that executes or is about to, if there is one."
+        self.is_live: bool = False
+        "Whether it runs here, or is about to."
+        self.is_removed: bool = False
+        "The store has no such instance any more."
+        self.is_woken: bool = False
+        "Something that it waits for has ended while its run is being unwound: it is to run again."
         self.busy: bool = False
         "Somebody is changing the instance in a way that only one may at a time: starting or resuming it."
         self.ending: InstanceRecord | None = None
         "The record that ended the newest run, if it ended here."
         self.version: int = 0
         "Counts the changes, so that none is missed between looking and waiting."
+        self.watchers: set[Callable[[], None]] = set()
+        "Called at each change."
+        self._header = header
         self._changed: trio.Event | None = None
+
+    @property
+    def is_started(self) -> bool:
+        """
+        Whether its start is durable.
+        """
+        return self._header is not None
+
+    @property
+    def header(self) -> InstanceHeader:
+        """
+        The store's header of it, live. Its start is durable.
+        """
+        assert self._header is not None
+        return self._header
+
+    @header.setter
+    def header(self, header: InstanceHeader) -> None:
+        self._header = header
+
+    @property
+    def is_executing(self) -> bool:
+        """
+        Whether it runs here, and does not wait.
+        """
+        return self.is_live and (self.run is None or not self.run.is_waiting)
 
     def notify(self) -> None:
         """
         Wake all that wait for a change.
         """
         self.version += 1
+        for watcher in list(self.watchers):
+            watcher()
         if self._changed is not None:
             self._changed.set()
             self._changed = None

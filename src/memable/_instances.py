@@ -4,6 +4,7 @@ Finds instances, live or recorded, and tells what is known of them: for the engi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ._entry import Entry
@@ -14,9 +15,9 @@ from ._errors import (
     StorageError,
     TypeMismatchError,
 )
-from ._journal import InstanceHeader, Journal, journal_of
-from ._keys import check_key
-from ._listing import ended_state, unfinished_state
+from ._journal import Journal
+from ._keys import check_instance_id
+from ._listing import ended_state, suspended_state, unfinished_state
 from ._records import InstanceCompleted, InstanceRecord
 from ._services import Services
 from ._states import MetadataStatus, WorkflowState
@@ -58,7 +59,7 @@ class Instances:
             InstanceNotFoundError: The store has no such instance.
         """
         self.refuse_closed(f"looking for instance {instance_id!r}")
-        found = await self.find_entry(workflow, check_key("instance id", instance_id))
+        found = await self.find_entry(workflow, check_instance_id(instance_id))
         if found is None:
             raise InstanceNotFoundError(workflow=workflow, instance_id=instance_id)
         return found
@@ -70,7 +71,7 @@ class Instances:
         while (entry := self._supervisor.known_entry(workflow, instance_id)) is not None and entry.busy:
             if not await self.wait_entry_change(entry, entry.version):
                 raise EngineStoppedError(operation=f"looking for instance {instance_id!r}")
-        if entry is not None and entry.header is not None:
+        if entry is not None and entry.is_started:
             return entry
         header = await self._services.store.find(workflow, instance_id)
         return None if header is None else self._supervisor.entry_of(header)
@@ -80,12 +81,19 @@ class Instances:
         Return the live state of an instance, else the recorded one.
         """
         self.refuse_closed(f"the state of instance {entry.instance_id!r}")
-        header = header_of_entry(entry)
+        header = entry.header
         while True:
+            if entry.is_removed:
+                raise InstanceNotFoundError(workflow=entry.workflow, instance_id=entry.instance_id)
             if entry.run is not None and not header.status.is_terminal:
                 return entry.run.state()
             if header.status is MetadataStatus.RUNNING:
                 return unfinished_state(header)
+            if header.status is MetadataStatus.SUSPENDED:
+                journal = await self.load(entry)
+                if journal.suspended is not None and journal.seq == header.seq:
+                    return suspended_state(header, journal)
+                continue
             if entry.ending is not None:
                 return ended_state(header, entry.ending, self._services.aliases)
             await self._load_ending(entry)
@@ -111,7 +119,7 @@ class Instances:
         """
         Wait until an instance has changed since *version*; return False if the engine has stopped.
         """
-        if self._supervisor.is_halted and not self._supervisor.is_live(entry):
+        if self._supervisor.is_halted and not entry.is_live:
             return False
         await entry.wait_change(version)
         return True
@@ -120,13 +128,13 @@ class Instances:
         """
         Raise ``StaleRunningError`` if an instance is recorded as running, but is not running here.
         """
-        is_running = self._supervisor.is_live(entry) or self._supervisor.is_recovering(entry.workflow)
-        if header_of_entry(entry).status is MetadataStatus.RUNNING and not is_running:
+        is_running = entry.is_live or self._supervisor.is_recovering(entry.workflow)
+        if entry.header.status is MetadataStatus.RUNNING and not is_running:
             raise StaleRunningError(workflow=entry.workflow, instance_id=entry.instance_id)
 
     async def _load_ending(self, entry: Entry) -> None:
         journal = await self.load(entry)
-        if journal.seq == header_of_entry(entry).seq:
+        if journal.seq == entry.header.seq:
             entry.ending = journal.ending or journal.blocked
         # Else somebody has resumed or cancelled it meanwhile.
 
@@ -142,8 +150,14 @@ class Instances:
         """
         Return the journal of an instance as the store has it. A store that cannot be read stops the engine.
         """
+        return await self._supervisor.load(entry)
+
+    async def records(self, entry: Entry) -> Sequence[InstanceRecord]:
+        """
+        Return all records of an instance, oldest first.
+        """
         try:
-            return journal_of(await self._services.store.load(header_of_entry(entry).number))
+            return await self._services.store.load(entry.header.number)
         except StorageError as error:
             self._supervisor.fail(error)
             raise
@@ -152,16 +166,4 @@ class Instances:
         """
         Make records durable. A store that cannot be written stops the engine.
         """
-        try:
-            await self._services.store.append(records)
-        except StorageError as error:
-            self._supervisor.fail(error)
-            raise
-
-
-def header_of_entry(entry: Entry) -> InstanceHeader:
-    """
-    Return the header of an instance whose start is durable.
-    """
-    assert entry.header is not None
-    return entry.header
+        await self._supervisor.append(*records)

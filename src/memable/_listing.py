@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ._error_info import ErrorInfo, rename_error
-from ._journal import InstanceHeader
+from ._header import InstanceHeader
+from ._journal import Journal
 from ._records import InstanceBlocked, InstanceCancelled, InstanceCompleted, InstanceFailed, InstanceRecord
 from ._states import (
     Blocked,
@@ -29,6 +30,22 @@ def unfinished_state(header: InstanceHeader) -> WorkflowState:
     Return the state of an instance that is recorded as running.
     """
     return Started() if header.message is None else InProgress(header.message)
+
+
+def suspended_state(header: InstanceHeader, journal: Journal) -> Suspended:
+    """
+    Return the state of an instance that is recorded as suspended.
+    """
+    suspended = journal.suspended
+    assert suspended is not None
+    wait, failed = journal.waits.get(suspended.path), journal.attempts.get(suspended.path)
+    deadline = wait.deadline if wait is not None else None if failed is None else failed.next_attempt_at
+    return Suspended(
+        suspended.path,
+        suspended.note or header.message,
+        None if deadline is None else utc_datetime(deadline),
+        tuple(journal.waiting_paths()),
+    )
 
 
 def ended_state(header: InstanceHeader, ending: InstanceRecord, aliases: Mapping[str, type]) -> WorkflowState:

@@ -21,13 +21,17 @@ from ._clock import current_clock
 from ._definition import Workflow, check_retention
 from ._engine import Engine, check_timeout
 from ._errors import StorageError
+from ._header import InstanceHeader
 from ._numbers import is_count
+from ._recovering import Recovery
+from ._removing import Removals
 from ._retry import RetryPolicy
 from ._services import Services
 from ._states import MetadataStatus
 from ._store._protocol import OpenStore, Store
 from ._store.file import FileStore
 from ._supervisor import Supervisor, logger
+from ._timers import Timers
 from ._values._codec import Codec
 
 #: Where records are kept if nothing else is said.
@@ -101,10 +105,9 @@ async def open_engine(
         default_retry: The policy of steps that do not give one; None for no retries.
         resume_on_start: Whether unfinished instances of the registered workflows run again on entry.
         shutdown_timeout: Seconds for which leaving the block normally waits for runs.
-        retention: Seconds for which ended instances are kept; None for ever. (Checked, but not acted upon yet: they
-            are all kept until the clean-up comes with a later release.)
-        max_parked: How many waiting runs keep their tasks. (All of them do until passivation comes with a later
-            release.)
+        retention: Seconds for which ended instances are kept; None for ever. A workflow's own goes before it.
+        max_parked: How many waiting runs keep their tasks. Of more, those that have waited longest are unwound, and
+            run again over their memos when what they wait for has come.
         max_recoveries: An instance that was running at so many crashes in a row is Blocked.
         converter: A cattrs converter whose hooks are used for values.
         aliases: What recorded classes are called now: recorded name to class.
@@ -138,6 +141,7 @@ async def open_engine(
             services = Services(
                 store=opened,
                 clock=clock,
+                timers=Timers(clock),
                 codec=codec,
                 annotations=AnnotationCache(),
                 aliases=aliases,
@@ -145,15 +149,22 @@ async def open_engine(
                 uniform=random.Random().random,  # noqa: S311 - spreads retries, guards nothing
                 fail=fail,
             )
-            supervisor = Supervisor(services, nursery, block_scope, fatal, max_recoveries=max_recoveries)
-            engine = Engine(services, supervisor, shutdown_timeout=shutdown_s)
+            removals: Removals
+
+            def on_end(header: InstanceHeader) -> None:
+                removals.note_end(header)
+
+            supervisor = Supervisor(services, nursery, block_scope, fatal, max_parked=max_parked, on_end=on_end)
+            removals = Removals(services, supervisor, retention)
+            recovery = Recovery(services, supervisor, removals, max_recoveries=max_recoveries)
+            engine = Engine(services, supervisor, recovery, removals, shutdown_timeout=shutdown_s)
+            supervisor.start_own_tasks(services.timers.run, supervisor.parking.run, removals.run)
             try:
                 with block_scope:
                     for workflow in workflows:
                         engine.add_definition(workflow)
                     await _log_unregistered(opened, supervisor)
-                    if resume_on_start:
-                        await supervisor.begin_recovery(frozenset(supervisor.definitions))()
+                    await recovery.begin(frozenset(supervisor.definitions), resumes=resume_on_start)()
                     yield engine
                     await supervisor.drain(shutdown_s)
             except BaseException as error:  # noqa: BLE001 - raised below

@@ -1,5 +1,5 @@
 """
-One run of an instance's body: which keys it has used, what it may still do, and how it ends.
+One run of an instance's body: which keys it has used, what it may still do, what it waits for, and its records.
 """
 
 from __future__ import annotations
@@ -7,62 +7,105 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import logging
+import sys
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Literal, TypeAlias, assert_never
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import attrs
 import trio
 
-from ._clock import sleep_until
-from ._decide import (
-    Block,
-    Cancel,
-    Complete,
-    Ending,
-    Fail,
-    Leave,
-    RunFacts,
-    decide_ending,
-    fatal_leaves,
-)
-from ._error_info import describe_exception
+from ._decide import RunFacts
 from ._errors import (
     DuplicateKeyError,
     InvalidKeyError,
+    KeyKindError,
     MemableError,
     MisuseError,
     NestedStepError,
     RunEndedError,
-    SerializationError,
     StorageError,
+    SuspendedStepConflictError,
     WorkflowCodeError,
 )
-from ._journal import InstanceHeader, Journal
-from ._keys import check_key
+from ._header import InstanceHeader
+from ._journal import Journal
+from ._keys import SEPARATOR, check_key
 from ._records import (
-    AttemptFailed,
+    BranchStarted,
     CancelRequested,
-    InstanceBlocked,
-    InstanceCancelled,
-    InstanceCompleted,
-    InstanceFailed,
     InstanceRecord,
-    StepCompleted,
-    StepFailed,
+    InstanceSuspended,
+    IntentWithdrawn,
+    RunStarted,
+    ScopeStarted,
+    SignalKept,
+    WaitAbandoned,
+    WaitStarted,
 )
 from ._services import Services
 from ._states import InProgress, Started, Suspended, WorkflowState
 from ._times import utc_datetime
-
-logger = logging.getLogger("memable")
+from ._wait import Wait
 
 Leaving: TypeAlias = Literal["passivated", "stopping", "cancelled"]
 "Why a body is being unwound."
 
-StepRecord: TypeAlias = StepCompleted | AttemptFailed | StepFailed
+R = TypeVar("R", bound=InstanceRecord)
+
+#: A run that is only to register compensations is given up if it has asked for nothing for so many seconds: its tasks
+#: wait for each other, or for something outside that may never come.
+MEMO_ONLY_PATIENCE_S = 60.0
+
+
+class OpenScope(Protocol):
+    """
+    A durable cancel scope that the body is in.
+    """
+
+    @property
+    def deadline(self) -> float | None:
+        """
+        When it expires, in seconds since 1970, if that is still to come.
+        """
+        ...
+
+    @property
+    def run(self) -> Run:
+        """
+        The run whose body it is in.
+        """
+        ...
+
+    def on_progress(self) -> None:
+        """
+        Take note that the run has asked for a memo.
+        """
+        ...
+
+    def cancel_if_due(self) -> None:
+        """
+        Cancel what is inside if it has expired: an operation without a memo is about to begin there.
+        """
+        ...
+
+
+@attrs.define(eq=False)
+class Place:
+    """
+    Where in an instance keys are used: the body, or one child of a fan-out.
+    """
+
+    prefix: str = ""
+    "What the paths of its keys begin with."
+    outer: Place | None = None
+    "The place of the fan-out that it is a child of."
+    beginning: dict[str, Any] | None = None
+    "For a child of a fan-out whose beginning is not recorded yet, what to record: it goes with its first record."
+    claims: set[str] = attrs.field(factory=set[str], init=False)
+    "Paths in use, or used."
+    is_over: bool = attrs.field(default=False, init=False)
 
 
 @attrs.define(eq=False)
@@ -81,6 +124,8 @@ class StepInProgress:
 current_step: ContextVar[StepInProgress | None] = ContextVar("memable_current_step", default=None)
 #: Inherited by the tasks of a body, so that the engine recognises calls from inside one.
 current_run: ContextVar[Run | None] = ContextVar("memable_current_run", default=None)
+#: The durable scopes that the current task is in, or was started in, outermost first.
+durable_scopes: ContextVar[tuple[OpenScope, ...]] = ContextVar("memable_durable_scopes", default=())
 
 
 @trio.lowlevel.disable_ki_protection
@@ -98,37 +143,57 @@ class Run:
 
     __slots__ = (
         "__weakref__",
-        "_claims",
+        "_branches",
+        "_busy",
+        "_compensator",
         "_ended",
         "_executing",
+        "_foreign",
         "_header",
+        "_held",
+        "_in_flight",
+        "_is_suspended_on_record",
         "_on_change",
         "_pending_message",
         "_recorded_message",
         "_replaying",
         "_seq",
+        "_settled",
         "_unapplied",
-        "_wait",
+        "_unasked",
+        "_watched",
         "body_task",
         "cancel_request",
         "code_error",
+        "compensations",
+        "deciding",
         "ending",
+        "failure",
+        "host",
         "is_ending",
+        "is_memo_only",
         "journal",
+        "last_progress_at",
         "leaving",
+        "left",
         "message",
+        "open_scopes",
         "output",
+        "place",
         "scope",
         "services",
+        "waits",
     )
 
     def __init__(
         self,
         services: Services,
+        host: Any,
         header: InstanceHeader,
         journal: Journal,
         *,
         is_first: bool,
+        is_memo_only: bool = False,
         on_change: Callable[[], None],
     ) -> None:
         """
@@ -136,35 +201,63 @@ class Run:
 
         Args:
             services: The engine's.
+            host: Keeps the runs: what a run asks for child instances.
             header: The instance's, live.
             journal: What is recorded so far.
             is_first: Whether the instance has never run before.
+            is_memo_only: Whether the body only runs to register its compensations again: an operation without a memo
+                does not return.
             on_change: Called when the run's state, as seen from outside, has changed.
         """
         self.services: Services = services
+        self.host: Any = host
         self.journal: Journal = journal
         self.scope: trio.CancelScope = trio.CancelScope(shield=True)
-        "Around the body. Shielded: the engine alone decides when a run is unwound."
+        "Around the body, then around the compensations. Shielded: the engine alone decides when a run is unwound."
         self.leaving: Leaving | None = None
+        self.left: trio.Event = trio.Event()
+        "Set when the body is being unwound."
         self.code_error: WorkflowCodeError | None = None
         self.cancel_request: CancelRequested | None = journal.cancel_requested
-        self.is_ending: bool = False
-        "The record that ends this run is on its way: it is too late to cancel the instance."
+        self.is_ending: bool = journal.compensating is not None
+        "How the instance ends is decided: it is too late to cancel it."
+        self.is_memo_only: bool = is_memo_only
         self.ending: InstanceRecord | None = None
         "The record that ended this run, once it is durable."
+        self.failure: StorageError | None = None
+        "Why a record of it could not be made durable, if that is so."
         self.output: Any = None
         "The annotated type of what the body returns."
         self.message: str | None = journal.message
         self.body_task: trio.lowlevel.Task | None = None
+        self.place: Place = Place()
+        "Of the body."
+        self.waits: dict[str, Wait] = {}
+        "What is waited for, the longest-waiting first."
+        self.deciding: set[str] = set()
+        "Paths of waits whose outcome is on its way to the store."
+        self.open_scopes: dict[str, OpenScope] = {}
+        "Durable cancel scopes that are entered, by path."
+        self.compensations: dict[str, Any] = {}
+        "What is registered in this run, by path."
+        self.last_progress_at: float = services.clock.now()
         self._header = header
         self._seq = header.seq
-        self._unapplied: deque[StepRecord] = deque()
-        self._claims: set[str] = set()
+        self._unapplied: deque[InstanceRecord] = deque()
+        self._unasked: set[str] = set() if is_first else journal.asked_paths()
         self._replaying = not is_first
         self._recorded_message = journal.message
         self._pending_message: str | None = None
         self._executing = 0
-        self._wait: tuple[str, float] | None = None
+        self._busy = 1
+        self._foreign = 0
+        self._branches: set[trio.lowlevel.Task] = set()
+        self._watched: set[Wait] = set()
+        self._held: set[trio.lowlevel.Task] = set()
+        self._is_suspended_on_record = False
+        self._in_flight = 0
+        self._settled: trio.Event | None = None
+        self._compensator: trio.lowlevel.Task | None = None
         self._ended = False
         self._on_change = on_change
 
@@ -203,16 +296,56 @@ class Run:
         """
         Whether every branch waits and no step executes.
         """
-        return self._wait is not None and not self._executing
+        return not self._busy and not self._executing and bool(self.waits) and self.leaving is None
+
+    @property
+    def is_passivable(self) -> bool:
+        """
+        Whether the run may be unwound while it waits: no task waits that the engine does not know.
+        """
+        return self.is_waiting and not self._foreign and not self.deciding
+
+    @property
+    def may_be_passivated(self) -> bool:
+        """
+        Whether the run waits, is recorded as doing so, and nothing that concerns it is on its way to the store.
+        """
+        return self.is_passivable and self._is_suspended_on_record and not self._in_flight
+
+    @property
+    def needs_suspension_record(self) -> bool:
+        """
+        Whether the run waits, may be found waiting at the next open, and that is not recorded yet.
+        """
+        return self.is_passivable and not self._is_suspended_on_record and not self.is_ending
 
     def state(self) -> WorkflowState:
         """
         Return what the run looks like from outside.
         """
-        if self._wait is not None and not self._executing:
-            path, deadline = self._wait
-            return Suspended(path, self.message, utc_datetime(deadline), (path,))
+        if self.is_waiting:
+            first = next(iter(self.waits.values()))
+            deadline = None if first.deadline is None else utc_datetime(first.deadline)
+            return Suspended(first.path, first.note or self.message, deadline, tuple(self.waits))
         return Started() if self.message is None else InProgress(self.message)
+
+    def facts(self) -> RunFacts:
+        """
+        Return what the run knows of itself, for deciding how it ends.
+        """
+        return RunFacts(
+            workflow=self.workflow_name,
+            instance_id=self.instance_id,
+            failed_paths=self.journal.failed_paths(),
+            inner_paths={
+                path: inner for path, memo in self.journal.memos.items() if (inner := getattr(memo, "failed_paths", ()))
+            },
+            code_error=self.code_error,
+            is_behind=self._replaying and bool(self._unasked),
+            is_stopping=self.leaving in ("stopping", "passivated"),
+            is_cancelled=self.cancel_request is not None,
+            cancelled_type=trio.Cancelled,
+        )
 
     def step_id(self, path: str) -> str:
         """
@@ -223,9 +356,15 @@ class Run:
         text = f"{self.services.store.store_id}/{started.instance}/{self.journal.generation(path)}/{path}"
         return hashlib.sha256(text.encode()).hexdigest()[:40]
 
-    # Operations ----------------------------------------------------------------------------------------------
+    def has_unasked(self, prefix: str) -> bool:
+        """
+        Tell whether memos of earlier runs, at paths that begin with *prefix*, were not asked for yet.
+        """
+        return any(path.startswith(prefix) for path in self._unasked)
 
-    def claim(self, operation: str, prefix: str, key: object, work: object = None) -> str:
+    # Keys ----------------------------------------------------------------------------------------------------
+
+    def claim(self, operation: str, place: Place, key: object, kind: str, work: object = None) -> str:
         """
         Return the path of *key*, now in use by *operation*.
 
@@ -236,14 +375,18 @@ class Run:
             NestedStepError: Called inside a step.
             InvalidKeyError: The key breaks the rule for keys.
             DuplicateKeyError: The key is in use, or was used, in this run.
+            KeyKindError: An earlier run has recorded the key as another kind of operation.
         """
         try:
-            if self._ended:
-                raise self._run_ended(operation)
+            if self._ended or place.is_over:
+                raise self.run_ended(operation)
             self.refuse_nesting(operation)
-            path = prefix + check_key("key", key)
-            if path in self._claims:
+            path = place.prefix + check_key("key", key)
+            if path in place.claims:
                 raise DuplicateKeyError(workflow=self.workflow_name, instance_id=self.instance_id, key=path)
+            recorded = self.journal.kind_of(path)
+            if recorded is not None and recorded != kind:
+                raise self._other_kind(path, recorded, kind)
         except MemableError as error:
             if inspect.iscoroutine(work):
                 work.close()
@@ -252,14 +395,38 @@ class Run:
             if isinstance(error, WorkflowCodeError) and not isinstance(error, NestedStepError):
                 self.blame(error)
             raise error from None
-        self._claims.add(path)
+        place.claims.add(path)
+        if self._unasked:
+            self._unasked.discard(path)
+        if self.is_memo_only:
+            self.last_progress_at = self.services.clock.now()
         return path
 
-    def release(self, path: str) -> None:
+    def _other_kind(self, path: str, recorded: str, kind: str) -> KeyKindError:
+        is_suspended_step = recorded == "a suspend point" and kind == "a step"
+        cls = SuspendedStepConflictError if is_suspended_step else KeyKindError
+        return cls(
+            workflow=self.workflow_name, instance_id=self.instance_id, key=path, recorded=recorded, requested=kind
+        )
+
+    def forget_asked(self, path: str) -> None:
+        """
+        Take note that what is recorded at *path* was asked for.
+        """
+        self._unasked.discard(path)
+
+    def release(self, place: Place, path: str) -> None:
         """
         Give *path* back: its use has ended without a record.
         """
-        self._claims.discard(path)
+        place.claims.discard(path)
+
+    def after_memo(self) -> None:
+        """
+        Take note that a memo was asked for, and is about to be returned.
+        """
+        for scope in list(self.open_scopes.values()):
+            scope.on_progress()
 
     def refuse_nesting(self, operation: str) -> None:
         """
@@ -277,8 +444,13 @@ class Run:
                 )
             )
 
-    def _blame_misuse(self, problem: str) -> None:
-        self.blame(MisuseError(problem=problem, workflow=self.workflow_name, instance_id=self.instance_id))
+    def misuse(self, problem: str, path: str | None = None) -> WorkflowCodeError:
+        """
+        Return the error to raise for a call that cannot work; the run is to blame.
+        """
+        return self.blame(
+            MisuseError(problem=problem, workflow=self.workflow_name, instance_id=self.instance_id, key=path)
+        )
 
     def blame(self, error: WorkflowCodeError) -> WorkflowCodeError:
         """
@@ -295,57 +467,223 @@ class Run:
         """
         Leave the replay, since an operation without a memo is to begin. A checkpoint for cancellation only.
 
+        Does not return in a run that only registers compensations.
+
         Raises:
             WorkflowCodeError: One was raised before in this run: what the code asks for since then means nothing.
             RunEndedError: The run has ended, or is being unwound and the caller is shielded from it.
         """
-        if self.code_error is not None:
+        if self.code_error is not None and not self._is_compensating():
             raise copy.copy(self.code_error)
+        for scope in durable_scopes.get():
+            if scope.run is self:
+                scope.cancel_if_due()
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._ended or self.leaving is not None:
-            raise self._run_ended(operation)
+        if self.is_over or self.leaving is not None:
+            raise self.run_ended(operation)
+        if self.is_memo_only and not self._is_compensating():
+            await self._hold()
+            raise self.run_ended(operation)
         if self._replaying:
             self._replaying = False
             self._announce_pending()
 
-    def begin_execution(self) -> None:
+    async def _hold(self) -> None:
+        """Wait until the body is unwound."""
+        task = trio.lowlevel.current_task()
+        is_branch = self.pause_branch()
+        self._held.add(task)
+        try:
+            self.check_memo_only()
+            await self.left.wait()
+            await trio.lowlevel.checkpoint_if_cancelled()
+        finally:
+            self._held.discard(task)
+            self.resume_branch(is_branch)
+
+    def check_memo_only(self) -> None:
         """
-        Count a step as executing.
+        Unwind a body that only runs to register compensations, once there is nothing left to hope for.
+        """
+        if not self.is_memo_only or self._ended or self.leaving is not None:
+            return
+        pending = self.journal.compensations.keys() - self.compensations.keys()
+        if not pending or not self._can_go_on():
+            self.cancel("cancelled")
+
+    def _can_go_on(self) -> bool:
+        """Tell whether a task of the body does anything but wait for one that does not go on."""
+        if not self._busy:
+            return False
+        pending = [] if self.body_task is None else [self.body_task]
+        while pending:
+            task = pending.pop()
+            below = [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+            pending.extend(below)
+            if task in self._held:
+                continue
+            if not below or not _waits_for_nursery(task):
+                return True
+        return False
+
+    def run_ended(self, operation: str) -> RunEndedError:
+        """
+        Return the error to raise for an operation that comes too late.
+        """
+        return RunEndedError(
+            workflow=self.workflow_name,
+            instance_id=self.instance_id,
+            operation=operation,
+            leaving=None if self._ended else self.leaving,
+        )
+
+    # Steps and waits -----------------------------------------------------------------------------------------
+
+    async def begin_execution(self) -> None:
+        """
+        Count a step as executing. If the instance is recorded as suspended, record first that it runs.
+
+        Not a checkpoint unless there is something to record.
         """
         self._executing += 1
-        if self._wait is not None:
+        if self.waits:
             self._on_change()
+        if self._is_suspended_on_record:
+            try:
+                await self.append((self.awakening(),))
+            except BaseException:
+                self.end_execution()
+                raise
 
     def end_execution(self) -> None:
         """
         Count a step as no longer executing.
         """
         self._executing -= 1
-        if self._wait is not None:
+        if self.waits:
             self._on_change()
 
-    async def wait_until(self, path: str, unix_s: float) -> None:
+    def add_branch(self) -> None:
         """
-        Wait at *path* until the clock says *unix_s*. A checkpoint.
+        Count a branch whose task is about to start.
         """
-        if self._wait is not None or trio.lowlevel.current_task() is not self.body_task:
-            # A task that the engine does not know of: nobody can tell what the rest of the body does meanwhile.
-            await sleep_until(self.services.clock, unix_s)
-            return
-        self._wait = (path, unix_s)
+        self._busy += 1
+
+    def enter_branch(self) -> None:
+        """
+        Take the current task for a branch that was counted before.
+        """
+        self._branches.add(trio.lowlevel.current_task())
+
+    def end_branch(self) -> None:
+        """
+        Take note that the branch that is the current task has ended.
+        """
+        self._branches.discard(trio.lowlevel.current_task())
+        self._busy -= 1
         self._on_change()
+
+    def pause_branch(self) -> bool:
+        """
+        Take note that the current task does nothing but wait; return whether it is a branch.
+        """
+        is_branch = trio.lowlevel.current_task() in self._branches
+        if is_branch:
+            self._busy -= 1
+        else:
+            self._foreign += 1
+        self._on_change()
+        return is_branch
+
+    def resume_branch(self, is_branch: bool) -> None:
+        """
+        Take note that a task which did nothing but wait goes on.
+        """
+        if is_branch:
+            self._busy += 1
+        else:
+            self._foreign -= 1
+        self._on_change()
+
+    async def wait(self, wait: Wait) -> None:
+        """
+        Wait until ``wake`` ends the wait, its deadline passes (then it is overdue), or the run is unwound. A checkpoint.
+        """
+        timer = None
+        wait.event = trio.Event()
+        if wait.is_listed:
+            self._enter(wait)
+        self._watched.add(wait)
+        if wait.deadline is not None:
+
+            def expire() -> None:
+                if wait.path not in self.deciding:
+                    wait.is_overdue = True
+                    self.wake(wait)
+
+            timer = self.services.timers.arm(wait.deadline, expire)
         try:
-            await sleep_until(self.services.clock, unix_s)
+            await wait.event.wait()
         finally:
-            self._wait = None
-            self._on_change()
+            self._watched.discard(wait)
+            if timer is not None:
+                timer.cancel()
+            if wait.is_entered:
+                self._leave(wait)
+
+    def wake(self, wait: Wait) -> None:
+        """
+        End a wait. The branch counts as active at once, though its task goes on later.
+        """
+        if wait.is_entered:
+            self._leave(wait)
+        wait.event.set()
+
+    def _enter(self, wait: Wait) -> None:
+        wait.is_entered = True
+        self.waits[wait.path] = wait
+        wait.is_branch = self.pause_branch()
+
+    def _leave(self, wait: Wait) -> None:
+        wait.is_entered = False
+        del self.waits[wait.path]
+        self.resume_branch(wait.is_branch)
+
+    def suspension(self) -> InstanceSuspended:
+        """
+        Return the record of what all branches wait for. To be queued before the next suspension of the caller.
+        """
+        first = next(iter(self.waits.values()))
+        deadlines = [wait.deadline for wait in self.waits.values()]
+        deadlines += [scope.deadline for scope in self.open_scopes.values()]
+        return InstanceSuspended(
+            instance=self._header.number,
+            seq=self.next_seq(),
+            at=self.services.clock.now(),
+            path=first.path,
+            wake_at=min((deadline for deadline in deadlines if deadline is not None), default=None),
+            note=first.note,
+            awaits_children=any(wait.is_for_child for wait in self.waits.values()),
+            status=self.take_status(),
+        )
+
+    def awakening(self) -> RunStarted:
+        """
+        Return the record of a suspended instance going on. To be queued before the next suspension of the caller.
+        """
+        return RunStarted(
+            instance=self._header.number,
+            seq=self.next_seq(),
+            at=self.services.clock.now(),
+            session=self.services.store.session,
+        )
 
     def set_status(self, message: str) -> None:
         """
         Show *message* as the instance's status, unless an earlier run has done so before.
         """
         if self._ended:
-            raise self._run_ended("set_status")
+            raise self.run_ended("set_status")
         self.refuse_nesting("set_status")
         self._pending_message = message
         if not self._replaying:
@@ -356,14 +694,6 @@ class Run:
             self.message = self._pending_message
             self._on_change()
         self._pending_message = None
-
-    def _run_ended(self, operation: str) -> RunEndedError:
-        return RunEndedError(
-            workflow=self.workflow_name,
-            instance_id=self.instance_id,
-            operation=operation,
-            leaving=None if self._ended else self.leaving,
-        )
 
     # Records -------------------------------------------------------------------------------------------------
 
@@ -383,143 +713,214 @@ class Run:
         self._recorded_message = self.message
         return self.message
 
-    async def record_step(self, operation: str, record: StepRecord) -> None:
+    async def record(
+        self,
+        operation: str,
+        place: Place,
+        cls: Callable[..., R],
+        *,
+        beside: Sequence[InstanceRecord] = (),
+        **facts: Any,
+    ) -> R:
         """
-        Make an outcome durable and take it into the journal.
+        Make a record of this instance durable and take it into the journal. Brought to its end, whatever is cancelled.
+
+        Args:
+            operation: What the body called.
+            place: Where. If its own beginning is not recorded yet, that goes with it.
+            cls: The record's class.
+            beside: Records of other instances, for the same batch.
+            **facts: The record's other fields.
 
         Raises:
             RunEndedError: The run has ended meanwhile, or the store failed and the caller is shielded. Nothing is
                 acknowledged.
         """
-        if self._ended:
-            raise self._run_ended(operation)
-        self._unapplied.append(record)
-        if not await self._append(record):
+        if self.is_over:
+            raise self.run_ended(operation)
+        records = self._beginnings(place)
+        if hasattr(cls, "status"):
+            facts["status"] = self.take_status()
+        record = cls(
+            instance=self._header.number,
+            seq=self.next_seq(),
+            at=self.services.clock.now(),
+            **facts,
+        )
+        records.append(record)
+        if not await self.append((*records, *beside)):
             await trio.lowlevel.checkpoint_if_cancelled()
-            raise self._run_ended(operation)
-        # What was queued before is durable, too, but the tasks that wait for it are woken in no promised order.
-        while self._unapplied and self._unapplied[0].seq <= record.seq:
-            self.journal.apply(self._unapplied.popleft())
+            raise self.run_ended(operation)
+        return record
 
-    async def _append(self, record: InstanceRecord) -> bool:
+    async def record_beginnings(self, place: Place) -> None:
+        """
+        Make the beginning of a place durable by itself, if it is not recorded yet.
+        """
+        records = self._beginnings(place)
+        if records:
+            await self.append(records)
+
+    def _beginnings(self, place: Place | None) -> list[InstanceRecord]:
+        """Return the records that must come before the first one of a place."""
+        records: list[InstanceRecord] = []
+        while place is not None and place.beginning is not None:
+            records.append(
+                BranchStarted(instance=self._header.number, seq=0, at=self.services.clock.now(), **place.beginning)
+            )
+            place.beginning = None
+            place = place.outer
+        return [attrs.evolve(record, seq=self.next_seq()) for record in reversed(records)]
+
+    async def append(self, records: Sequence[InstanceRecord]) -> bool:
+        """
+        Make records durable, those of this instance in the order of their numbers, and take those into the journal.
+
+        Returns:
+            Whether they are; if not, the engine is about to stop.
+
+        Cancellation:
+            Brought to its end, whatever is cancelled.
+        """
+        newest = self.note_queued(records)
         try:
-            await self.services.store.append((record,))
+            await self.services.store.append(records)
         except StorageError as error:
             # Not the body's business: the engine stops, and this run is unwound by it.
+            self.failure = error
             self.services.fail(error)
             return False
+        finally:
+            self.end_append()
+        self.take_in(newest)
         return True
 
-    # The body ------------------------------------------------------------------------------------------------
+    def end_append(self) -> None:
+        """
+        Take note that what was queued with ``note_queued`` is not on its way any more.
+        """
+        self._in_flight -= 1
+        if self._settled is not None and not self._in_flight:
+            self._settled.set()
+
+    async def wait_settled(self) -> None:
+        """
+        Wait until nothing of this run is on its way to the store, so that the next one continues behind it.
+        """
+        while self._in_flight:
+            self._settled = trio.Event()
+            await self._settled.wait()
+
+    def note_queued(self, records: Sequence[InstanceRecord]) -> int:
+        """
+        Take note of records that are about to be queued; return the sequence number of the newest of this instance.
+        """
+        self._in_flight += 1
+        newest = 0
+        number = self._header.number
+        for record in records:
+            if record.instance == number:
+                self._unapplied.append(record)
+                self._is_suspended_on_record = isinstance(record, InstanceSuspended) or (
+                    self._is_suspended_on_record and type(record) in _STILL_SUSPENDED
+                )
+                newest = record.seq
+        return newest
+
+    def take_in(self, newest: int) -> None:
+        """
+        Take the records up to the sequence number *newest*, which are durable, into the journal.
+        """
+        # What was queued before is durable, too, but the tasks that wait for it are woken in no promised order.
+        while self._unapplied and self._unapplied[0].seq <= newest:
+            self.journal.apply(self._unapplied.popleft())
+
+    # Phases --------------------------------------------------------------------------------------------------
 
     def cancel(self, leaving: Leaving) -> None:
         """
-        Unwind the body.
+        Unwind the body, or what follows it.
         """
-        if self.leaving is None and not self._ended:
+        if self.ending is not None:
+            return
+        if self._ended:
+            if leaving == "stopping":
+                self.leaving = leaving
+        elif self.leaving is None:
             self.leaving = leaving
         self.scope.cancel()
+        self.left.set()
+        for wait in list(self._watched):
+            # Those in tasks that are shielded; all others are cancelled already.
+            wait.event.set()
+        self._on_change()
 
-    async def drive(self, body: Callable[[], Awaitable[object]]) -> list[BaseException]:
+    def begin_body(self) -> None:
         """
-        Call the body, and record how it ended. A run is driven once.
-
-        Args:
-            body: Sets ``output`` and calls the user's function with its context and input; may raise before it does.
-
-        Returns:
-            What left the body and is nobody's to handle, such as ``KeyboardInterrupt``; usually nothing.
-
-        Cancellation:
-            Only by ``cancel``.
+        Take the current task for the one of the body.
         """
-        value: object = None
-        exc: BaseException | None = None
-        returned = False
         self.body_task = trio.lowlevel.current_task()
+        self._branches.add(self.body_task)
         current_run.set(self)
-        try:
-            with self.scope:
-                if not self.scope.cancel_called:
-                    value = await body()
-                    returned = True
-            if inspect.iscoroutine(value):
-                value.close()
-                self._blame_misuse(f"the body returned the coroutine {value.__qualname__}(...); an await is missing")
-        except BaseException as error:  # noqa: BLE001 - nothing of it is lost
-            # Sorted leaf by leaf below: what is fatal is given to the engine, the rest is the instance's outcome.
-            exc = error
+
+    def end_body(self) -> None:
+        """
+        Take note that the body has been left: contexts are of no use any more.
+        """
         self._ended = True
+        if self.body_task is not None:
+            self._branches.discard(self.body_task)
         self.body_task = None
+        for wait in list(self._watched):
+            # In tasks of others, which the body has given its context to.
+            wait.event.set()
         if self._replaying:
             self._announce_pending()
-        fatal = [] if exc is None else fatal_leaves(exc, trio.Cancelled)
-        if not fatal:
-            await self._end(exc, returned, value)
-        return fatal
 
-    async def _end(self, exc: BaseException | None, returned: bool, value: object) -> None:
-        facts = RunFacts(
-            workflow=self.workflow_name,
-            instance_id=self.instance_id,
-            failed_paths={path for path, memo in self.journal.memos.items() if isinstance(memo, StepFailed)},
-            code_error=self.code_error,
-            is_behind=self._replaying
-            and not self._claims.issuperset(self.journal.memos.keys() | self.journal.attempts.keys()),
-            is_stopping=self.leaving == "stopping",
-            is_cancelled=self.cancel_request is not None,
-            cancelled_type=trio.Cancelled,
-        )
-        ending = decide_ending(facts, exc)
-        record = self._ending_record(ending, value)
-        if record is None:
-            if returned:
-                logger.warning(
-                    "workflow %r, instance %r: the body swallowed the cancellation of a shutdown; what it returned "
-                    "is ignored, and it runs again at the next open",
-                    self.workflow_name,
-                    self.instance_id,
-                )
-            return
-        self.is_ending = True
-        if await self._append(record):
-            self.ending = record
-            if isinstance(record, (InstanceFailed, InstanceBlocked)):
-                # A recovered instance may have nobody who asks for its result.
-                became = "failed" if isinstance(record, InstanceFailed) else "is blocked"
-                logger.warning(
-                    "workflow %r, instance %r %s: %s", self.workflow_name, self.instance_id, became, record.error
-                )
+    def begin_compensations(self) -> None:
+        """
+        Let the current task, and no other, do steps again, in a scope of its own.
+        """
+        self.scope = trio.CancelScope(shield=True)
+        if self.leaving != "stopping":
+            self.leaving = None
+            self.left = trio.Event()
+        else:
+            self.scope.cancel()
+        self._compensator = trio.lowlevel.current_task()
+        self._branches.add(self._compensator)
 
-    def _ending_record(self, ending: Ending, value: object) -> InstanceRecord | None:
-        common: dict[str, Any] = {
-            "instance": self.journal.started.instance,
-            "at": self.services.clock.now(),
-            "status": self.take_status(),
-        }
-        match ending:
-            case Leave():
-                return None
-            case Complete():
-                try:
-                    encoded = self.services.codec.encode(value, self.output)
-                except SerializationError as error:
-                    error.workflow, error.instance_id = self.workflow_name, self.instance_id
-                    info = describe_exception(error)
-                    return InstanceFailed(seq=self.next_seq(), error=info, **common)
-                return InstanceCompleted(seq=self.next_seq(), value=encoded, **common)
-            case Fail(error, failed_paths):
-                return InstanceFailed(seq=self.next_seq(), error=error, failed_paths=failed_paths, **common)
-            case Block(path, error, failed_paths):
-                return InstanceBlocked(seq=self.next_seq(), path=path, error=error, failed_paths=failed_paths, **common)
-            case Cancel(error, failed_paths):
-                assert self.cancel_request is not None
-                return InstanceCancelled(
-                    seq=self.next_seq(),
-                    reason=self.cancel_request.reason,
-                    error=error,
-                    failed_paths=failed_paths,
-                    **common,
-                )
-            case _:
-                assert_never(ending)
+    def _is_compensating(self) -> bool:
+        return self._compensator is not None and trio.lowlevel.current_task() is self._compensator
+
+    @property
+    def is_over(self) -> bool:
+        """
+        Whether nothing may be recorded any more by the current task.
+        """
+        return self._ended and not self._is_compensating()
+
+
+#: Records after which an instance is still suspended, if it was.
+_STILL_SUSPENDED = frozenset((WaitStarted, ScopeStarted, SignalKept, WaitAbandoned, IntentWithdrawn, CancelRequested))
+
+
+def _waits_for_nursery(task: trio.lowlevel.Task) -> bool:
+    """Tell whether a task waits at the end of a nursery for the tasks in it."""
+    return any(frame.f_code.co_name == "_nested_child_finished" for frame, _ in task.iter_await_frames())
+
+
+def is_time(seconds: object) -> bool:
+    """
+    Tell whether *seconds* may be how long something waits: a number, at least 0, maybe infinite.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return False
+    return 0 <= seconds <= sys.float_info.max or seconds == float("inf")
+
+
+def child_instance_id(run: Run, path: str) -> str:
+    """
+    Return the id of the child instance at *path*.
+    """
+    return run.instance_id + SEPARATOR + path

@@ -13,6 +13,7 @@ from ._clock import Clock
 from ._errors import StorageError
 from ._retry import RetryPolicy
 from ._store._protocol import OpenStore
+from ._timers import Timers
 from ._values._codec import Codec
 
 
@@ -24,6 +25,7 @@ class Services:
 
     store: OpenStore
     clock: Clock
+    timers: Timers
     codec: Codec
     annotations: AnnotationCache
     aliases: Mapping[str, type]

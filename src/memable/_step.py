@@ -1,5 +1,5 @@
 """
-Executes one step: attempts, timeouts, backoff, and the record of how it ended.
+Executes one step: attempts, timeouts, backoff, effects that must not repeat, and the record of how it ended.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ._error_info import ErrorInfo, describe_exception, rename_error
 from ._errors import (
     MemableError,
     MisuseError,
+    NotDoneError,
+    OutcomeUnknownError,
     RetriesExhaustedError,
     RetriesExhaustedTimeoutError,
     RunEndedError,
@@ -28,10 +30,22 @@ from ._errors import (
     WorkflowCodeError,
 )
 from ._journal import Memo
-from ._records import AttemptFailed, StepCompleted, StepFailed, StepFailure
+from ._records import AttemptFailed, IntentRecorded, StepCompleted, StepFailed, StepFailure, WaitAbandoned
 from ._retry import Inherit, RetryPolicy
-from ._run import Run, StepInProgress, StepRecord, current_step
-from ._step_misuse import Operation, find_misuse, find_misused_arguments, find_misused_result, find_misused_setting
+from ._run import Place, Run, StepInProgress, current_step
+from ._step_misuse import (
+    Operation,
+    find_misuse,
+    find_misused_arguments,
+    find_misused_effect,
+    find_misused_result,
+    find_misused_setting,
+)
+from ._wait import Wait
+
+StepRecord: TypeAlias = StepCompleted | AttemptFailed | StepFailed
+
+STEP_KIND = "a step"
 
 
 @attrs.define
@@ -51,6 +65,12 @@ class Step:
     limiter: trio.CapacityLimiter | None = None
     unknown: Mapping[str, object] = MappingProxyType({})
     "Options that there are not."
+    once: bool = False
+    "Whether its effect must not repeat."
+    probe: Callable[..., Any] | None = None
+    "Asks the outside world whether the effect has happened."
+    is_probe: bool = False
+    "Whether this is such a question."
 
 
 @attrs.define
@@ -79,11 +99,16 @@ class _GaveUp:
     retryable: bool
 
 
-_Made: TypeAlias = _Returned | _Retrying | _GaveUp
+@attrs.define
+class _NotDone:
+    """A probe said that the effect did not happen."""
+
+
+_Made: TypeAlias = _Returned | _Retrying | _GaveUp | _NotDone
 "What one attempt made of the step."
 
 
-async def perform_step(run: Run, prefix: str, key: str, step: Step) -> Any:
+async def perform_step(run: Run, place: Place, key: str, step: Step) -> Any:
     """
     Return the step's recorded value, or run it and record its outcome.
 
@@ -95,51 +120,76 @@ async def perform_step(run: Run, prefix: str, key: str, step: Step) -> Any:
     """
     path: str | None = None
     try:
-        path = run.claim(step.operation, prefix, key, step.fn)
-        outcome = await _recall_or_execute(run, path, step)
+        path = run.claim(step.operation, place, key, STEP_KIND, step.fn)
+        outcome = await _recall_or_execute(run, place, path, step)
     except BaseException as exc:
-        # Nothing was recorded, or the caller was cancelled before it could learn of it: the key is free again.
-        if path is not None:
-            run.release(path)
-        if not isinstance(exc, Exception) and (code_error := find_code_error(exc)) is not None:
-            # Beside Cancelled in a group, say. The scope that takes its part of the group must not hide the rest.
-            run.blame(code_error)
-        if isinstance(exc, (WorkflowCodeError, RunEndedError)):
-            # A refusal is a checkpoint, too: a body that tries again and again can be cancelled.
-            await trio.lowlevel.checkpoint()
+        await refuse(run, place, path, exc)
         raise
     if isinstance(outcome, _Failure):
         raise outcome.error
     return outcome
 
 
-async def _recall_or_execute(run: Run, path: str, step: Step) -> Any:
+async def refuse(run: Run, place: Place, path: str | None, exc: BaseException) -> None:
+    """
+    Clean up after an operation that left no record in this run, to be called before *exc* goes on.
+
+    Args:
+        run: The run.
+        place: Where the operation was called.
+        path: Its path, if it was claimed.
+        exc: What it raises.
+    """
+    # Nothing was recorded, or the caller was cancelled before it could learn of it: the key is free again.
+    if path is not None:
+        run.release(place, path)
+    if not isinstance(exc, Exception) and (code_error := find_code_error(exc)) is not None:
+        # Beside Cancelled in a group, say. The scope that takes its part of the group must not hide the rest.
+        run.blame(code_error)
+    if isinstance(exc, (WorkflowCodeError, RunEndedError)):
+        # A refusal is a checkpoint, too: a body that tries again and again can be cancelled.
+        await trio.lowlevel.checkpoint()
+
+
+async def _recall_or_execute(run: Run, place: Place, path: str, step: Step) -> Any:
     problem = find_misuse(step.operation, step.fn, step.unknown)
     if problem is not None:
-        raise _misuse(run, path, problem)
+        raise run.misuse(problem, path)
+    memo = run.journal.memos.get(path)
     try:
         annotation = run.services.annotations.return_annotation(step.fn) if step.returns is None else step.returns
-        memo = run.journal.memos.get(path)
         outcome = None if memo is None else _recall(run, memo, annotation)
     except (MisuseError, TypeMismatchError) as error:
         error.workflow, error.instance_id, error.key = run.workflow_name, run.instance_id, path
         raise run.blame(error) from None
     if memo is not None:
+        run.after_memo()
         await trio.lowlevel.checkpoint()
         return outcome
     # With a memo these do not matter: one that is computed from what is left of a time may be negative by now.
-    problem = find_misused_setting(step.timeout, step.retry, step.limiter)
+    problem = find_misused_settings(step)
     if problem is not None:
-        raise _misuse(run, path, problem)
+        raise run.misuse(problem, path)
     await run.proceed(step.operation)
-    outcome = await _execute(run, path, step, annotation)
+    outcome = await execute_step(run, place, path, step, annotation)
     await trio.lowlevel.checkpoint_if_cancelled()
     return outcome
+
+
+def find_misused_settings(step: Step) -> str | None:
+    """
+    Return what is wrong with how a step is to be run and what to write instead, or None.
+    """
+    return find_misused_setting(step.timeout, step.retry, step.limiter) or find_misused_effect(
+        step.once, step.probe, step.timeout
+    )
 
 
 def _recall(run: Run, memo: Memo, annotation: Any) -> Any:
     if isinstance(memo, StepFailed):
         return _Failure(_failure_of(run, memo))
+    # Keys of other kinds were refused when it was claimed.
+    assert isinstance(memo, StepCompleted)
     return run.services.codec.decode(memo.value, annotation)
 
 
@@ -172,25 +222,123 @@ _FAILURES: dict[StepFailure, type[StepFailedError]] = {
 }
 
 
-async def _execute(run: Run, path: str, step: Step, annotation: Any) -> Any:
-    """Attempt the step until it has an outcome, which is durable and in the journal when this returns it."""
+async def execute_step(run: Run, place: Place, path: str, step: Step, annotation: Any) -> Any:
+    """
+    Attempt a step until it has an outcome, which is durable and in the journal when this returns it.
+
+    Returns:
+        Its value, or an object of a private class that stands for its failure.
+    """
+    if step.once:
+        return await _execute_once(run, place, path, step, annotation)
     while True:
-        failed = run.journal.attempts.get(path)
-        if failed is not None:
-            # Due at once if the time passed while the process was down; the budget is not refilled either.
-            await run.wait_until(path, failed.next_attempt_at)
-            await run.proceed(step.operation)
-        attempt = 1 if failed is None else failed.attempt + 1
+        attempt = await _wait_for_attempt(run, place, path, step)
         started_at = run.services.clock.now()
-        run.begin_execution()
+        await run.begin_execution()
         try:
             made = await _attempt(run, path, step, annotation, attempt)
-            record = _record_of(run, path, made, attempt, started_at)
-            await run.record_step(step.operation, record)
+            record = await _record(run, place, path, step, made, attempt, started_at)
         finally:
             run.end_execution()
         if isinstance(made, _Returned):
             return made.value
+        if isinstance(record, StepFailed):
+            return _Failure(_failure_of(run, record))
+
+
+async def _wait_for_attempt(run: Run, place: Place, path: str, step: Step) -> int:
+    """Wait until the next attempt is due, and return its number."""
+    failed = run.journal.attempts.get(path)
+    if failed is None:
+        return 1
+    # Due at once if the time passed while the process was down; the budget is not refilled either.
+    await wait_or_abandon(run, place, step.operation, Wait(path, failed.next_attempt_at))
+    await run.proceed(step.operation)
+    return failed.attempt + 1
+
+
+async def wait_or_abandon(run: Run, place: Place, operation: str, wait: Wait) -> None:
+    """
+    Wait; if the body turns away from the wait, record that, so that nobody takes the instance for waiting there.
+
+    Raises:
+        RunEndedError: The run is being unwound, and the caller is shielded from that.
+    """
+    try:
+        await run.wait(wait)
+    except trio.Cancelled:
+        if run.leaving is None and not run.is_over and wait.path not in run.deciding and not run.is_memo_only:
+            await run.record(operation, place, WaitAbandoned, path=wait.path)
+        raise
+    if run.leaving is not None or run.is_over:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise run.run_ended(operation)
+
+
+async def _execute_once(run: Run, place: Place, path: str, step: Step, annotation: Any) -> Any:
+    """Run an effect that must not repeat, or find out what became of it."""
+    if path not in run.journal.intents:
+        problem = find_misused_arguments(step.fn, step.args)
+        if problem is not None:
+            raise run.misuse(problem, path)
+    elif (outcome := await _probe(run, place, path, step, annotation)) is not None:
+        return outcome.value if isinstance(outcome, _Returned) else outcome
+    started_at = run.services.clock.now()
+    await run.begin_execution()
+    try:
+        # From here to the record of its outcome, the effect and what is known of it must not come apart.
+        with trio.CancelScope(shield=True):
+            made: _Made | None = None
+            try:
+                run.services.codec.check(annotation)
+            except SerializationError as error:
+                made = _unencodable(error.problem)
+            if made is None and path not in run.journal.intents:
+                expects = run.services.codec.name_of(annotation)
+                await run.record(
+                    step.operation, place, IntentRecorded, path=path, started_at=started_at, expects=expects
+                )
+            if made is None:
+                made = await _attempt(run, path, step, annotation, 1)
+            record = await _record(run, place, path, step, made, 1, started_at)
+    finally:
+        run.end_execution()
+    if isinstance(made, _Returned):
+        return made.value
+    # No policy retries an effect.
+    assert isinstance(record, StepFailed)
+    return _Failure(_failure_of(run, record))
+
+
+async def _probe(run: Run, place: Place, path: str, step: Step, annotation: Any) -> _Returned | _Failure | None:
+    """
+    Find out what became of an effect that was begun; return None if it did not happen.
+
+    Raises:
+        OutcomeUnknownError: Nobody can tell.
+    """
+    if step.probe is None:
+        raise run.blame(OutcomeUnknownError(workflow=run.workflow_name, instance_id=run.instance_id, key=path))
+    asking = attrs.evolve(step, fn=step.probe, operation="step", once=False, probe=None, is_probe=True)
+    while True:
+        attempt = await _wait_for_attempt(run, place, path, step)
+        started_at = run.services.clock.now()
+        await run.begin_execution()
+        try:
+            made = await _attempt(run, path, asking, annotation, attempt)
+            if isinstance(made, _NotDone):
+                return None
+            if isinstance(made, _GaveUp) and made.failure is not StepFailure.SERIALIZATION:
+                raise run.blame(
+                    OutcomeUnknownError(
+                        workflow=run.workflow_name, instance_id=run.instance_id, key=path, error=made.info
+                    )
+                )
+            record = await _record(run, place, path, step, made, attempt, started_at)
+        finally:
+            run.end_execution()
+        if isinstance(made, _Returned):
+            return made
         if isinstance(record, StepFailed):
             return _Failure(_failure_of(run, record))
 
@@ -241,7 +389,7 @@ async def _call(run: Run, path: str, step: Step) -> Any:
         if step.operation == "step_in_thread":
             # Abandoned on cancellation: nobody can stop a thread, and the body need not wait for it.
             (result,) = await trio.to_thread.run_sync(
-                _call_in_thread, step.fn, step.args, abandon_on_cancel=True, limiter=step.limiter
+                _call_in_thread, step.fn, step.args, abandon_on_cancel=not step.once, limiter=step.limiter
             )
             problem = find_misused_result(step.operation, result)
         else:
@@ -257,7 +405,7 @@ async def _call(run: Run, path: str, step: Step) -> Any:
     finally:
         current_step.reset(token)
     if problem is not None:
-        raise _misuse(run, path, problem)
+        raise run.misuse(problem, path)
     if progress.code_error is not None:
         # The function was told that the code is wrong, and went on: what it made of that is no outcome.
         raise copy.copy(progress.code_error)
@@ -269,31 +417,35 @@ def _call_in_thread(fn: Callable[..., Any], args: tuple[object, ...]) -> tuple[A
     return (fn(*args),)
 
 
-async def _judge(run: Run, path: str, step: Step, exc: Exception, attempt: int) -> _Retrying | _GaveUp:
+async def _judge(run: Run, path: str, step: Step, exc: Exception, attempt: int) -> _Made:
     """Decide what follows what an attempt raised, unless it is no outcome: then it is raised again."""
     code_error = find_code_error(exc)
     if code_error is not None:
         run.blame(code_error)
         raise exc
     if isinstance(exc, TypeError) and (problem := find_misused_arguments(step.fn, step.args)) is not None:
-        raise _misuse(run, path, problem) from exc
+        raise run.misuse(problem, path) from exc
     # An exception that a cancelled function makes of its cancellation is no failure of the step.
     await trio.lowlevel.checkpoint_if_cancelled()
-    if run.leaving is not None:
+    if run.leaving is not None and not step.once:
         raise exc
+    if step.is_probe and isinstance(exc, NotDoneError):
+        return _NotDone()
     timed_out = isinstance(exc, StepTimeoutError) and (exc.workflow, exc.instance_id, exc.key) == (
         run.workflow_name,
         run.instance_id,
         path,
     )
     policy = run.services.default_retry if isinstance(step.retry, Inherit) else step.retry
+    if step.once:
+        policy = None
     try:
         decision = decide_failure(
             exc, timed_out=timed_out, attempt=attempt, policy=policy, uniform=run.services.uniform()
         )
     except Exception as broken:
         problem = f"the retry_on predicate raised {type(broken).__name__}: {broken}; it must return True or False"
-        raise _misuse(run, path, problem) from broken
+        raise run.misuse(problem, path) from broken
     info = exc.error if timed_out and isinstance(exc, StepTimeoutError) else describe_exception(exc)
     if isinstance(decision, TryAgain):
         return _Retrying(info, decision.delay_s)
@@ -309,27 +461,21 @@ def _unencodable(problem: str) -> _GaveUp:
     return _GaveUp(info, StepFailure.SERIALIZATION, retryable=False)
 
 
-def _record_of(run: Run, path: str, made: _Made, attempt: int, started_at: float) -> StepRecord:
-    """Return the record of what an attempt made. It is queued before the next suspension."""
-    common: dict[str, Any] = {
-        "instance": run.journal.started.instance,
-        "seq": run.next_seq(),
-        "at": run.services.clock.now(),
-        "path": path,
-        "started_at": started_at,
-        "attempt": attempt,
-        "status": run.take_status(),
-    }
+async def _record(
+    run: Run, place: Place, path: str, step: Step, made: _Made, attempt: int, started_at: float
+) -> StepRecord:
+    """Make durable what an attempt made of the step."""
+    common: dict[str, Any] = {"path": path, "started_at": started_at, "attempt": attempt}
     match made:
         case _Returned(encoded, _):
-            return StepCompleted(value=encoded, **common)
+            return await run.record(step.operation, place, StepCompleted, value=encoded, **common)
         case _Retrying(info, delay_s):
-            return AttemptFailed(error=info, next_attempt_at=common["at"] + delay_s, **common)
+            due = run.services.clock.now() + delay_s
+            return await run.record(step.operation, place, AttemptFailed, error=info, next_attempt_at=due, **common)
         case _GaveUp(info, failure, retryable):
-            return StepFailed(error=info, failure=failure, retryable=retryable, **common)
+            common |= {"error": info, "failure": failure, "retryable": retryable}
+            return await run.record(step.operation, place, StepFailed, **common)
+        case _NotDone():
+            raise AssertionError("what did not happen is no outcome")
         case _:
             assert_never(made)
-
-
-def _misuse(run: Run, path: str, problem: str) -> WorkflowCodeError:
-    return run.blame(MisuseError(problem=problem, workflow=run.workflow_name, instance_id=run.instance_id, key=path))

@@ -55,6 +55,25 @@ def find_misused_setting(timeout: object, retry: object, limiter: object) -> str
     return None
 
 
+def find_misused_effect(once: object, probe: object, timeout: object) -> str | None:
+    """
+    Return what is wrong with how an effect that must not repeat is asked for and what to write instead, or None.
+    """
+    if not isinstance(once, bool):
+        return f"once is {once!r}; give True for an effect that must not repeat, or leave it out"
+    if not once:
+        return None if probe is None else "a probe asks for the outcome of an effect; give once=True with it"
+    if timeout is not None:
+        return (
+            "timeout with once=True would cut an effect short, and nobody would know whether it happened; leave it out, "
+            "and let the function itself give up in time"
+        )
+    if probe is None:
+        return None
+    problem = find_misuse("step", probe)
+    return None if problem is None else f"the probe: {problem}"
+
+
 def find_misused_arguments(fn: Callable[..., Any], args: tuple[object, ...]) -> str | None:
     """
     Return what is wrong with the arguments of a function whose call has raised a ``TypeError``, or None.

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -14,19 +15,19 @@ import trio
 
 from ._context import Context
 from ._definition import Workflow
+from ._drive import drive
 from ._entry import Entry
-from ._error_info import describe_exception
-from ._errors import MisuseError, RecoveryLimitError, StorageError, TypeMismatchError
-from ._journal import InstanceHeader, Journal, journal_of
-from ._records import InstanceBlocked, InstanceRecord, RunStarted
+from ._errors import MisuseError, StorageError, TypeMismatchError
+from ._header import InstanceHeader
+from ._journal import Journal, journal_of
+from ._parking import Parking
+from ._records import CancelRequested, InstanceCancelled, InstanceRecord, InstanceStarted, RunStarted
 from ._run import Run, call_unprotected
 from ._services import Services
 from ._states import MetadataStatus
+from ._timers import Timer
 
 logger = logging.getLogger("memable")
-
-#: Recovered instances are recorded as running in batches of this size, so that no single record holds up the rest.
-RECOVERY_BATCH = 1_000
 
 
 class Supervisor:
@@ -41,7 +42,8 @@ class Supervisor:
         block_scope: trio.CancelScope,
         fatal: list[BaseException],
         *,
-        max_recoveries: int,
+        max_parked: int,
+        on_end: Callable[[InstanceHeader], None],
     ) -> None:
         """
         Begin without runs.
@@ -51,7 +53,8 @@ class Supervisor:
             nursery: Each run is a child of it.
             block_scope: Around the user's block: cancelled when something fatal happens.
             fatal: Collects what is to come out of the user's block.
-            max_recoveries: How many crashes in a row an instance may be running at before it is Blocked.
+            max_parked: How many waiting runs keep their tasks.
+            on_end: Called when an instance has become terminal.
         """
         self.services: Services = services
         self.definitions: dict[str, Workflow[Any, Any]] = {}
@@ -62,7 +65,9 @@ class Supervisor:
         self._nursery = nursery
         self._block_scope = block_scope
         self._fatal = fatal
-        self._max_recoveries = max_recoveries
+        self._on_end = on_end
+        self._alarms: dict[int, Timer] = {}
+        "Of the instances that are suspended without a run, by number."
         self._entries: WeakValueDictionary[tuple[str, str], Entry] = WeakValueDictionary()
         self._live: set[Entry] = set()
         self._active: set[Entry] = set()
@@ -70,10 +75,14 @@ class Supervisor:
         self._recovering: list[Collection[str]] = []
         "For each recovery under way, the names of its workflows."
         self._pending_drains = 0
+        self._own_scopes: list[trio.CancelScope] = []
+        self._own_tasks = 0
+        self._is_serving_over = False
         self._changed: trio.Event | None = None
         # Runs see the context variables of whoever opened the engine, recovered or not: the caller of invoke may be
         # inside a step, or long gone.
         self._context = contextvars.copy_context()
+        self.parking: Parking = Parking(services, max_parked)
 
     # Entries -------------------------------------------------------------------------------------------------
 
@@ -98,67 +107,357 @@ class Supervisor:
         known = self.known_entry(header.workflow, header.instance_id)
         return self.new_entry(header.workflow, header.instance_id, header) if known is None else known
 
-    def is_live(self, entry: Entry) -> bool:
+    def drop_entry(self, entry: Entry) -> None:
         """
-        Whether the instance runs here, or is about to.
+        Forget an instance that the store has no more.
         """
-        return entry in self._live
+        entry.is_removed = True
+        if self._entries.get((entry.workflow, entry.instance_id)) is entry:
+            del self._entries[entry.workflow, entry.instance_id]
 
     # Runs ----------------------------------------------------------------------------------------------------
 
-    def start(self, entry: Entry, *, journal: Journal | None = None, is_first: bool = False) -> None:
+    def start(
+        self, entry: Entry, *, journal: Journal | None = None, is_first: bool = False, is_wake: bool = False
+    ) -> None:
         """
         Start a run in a task of its own. Not once the runs have been told to unwind: it is for the next open then.
 
         Args:
-            entry: The instance; recorded as running.
-            journal: What is recorded of it; loaded if left out.
+            entry: The instance; recorded as running, unless *is_wake*.
+            journal: All that is recorded of it; loaded if left out.
             is_first: Whether it has never run before.
+            is_wake: Whether it is recorded as suspended, so that first of all it is to be recorded as running.
         """
         if self.is_halted:
             return
         entry.ending = None
+        entry.is_live = True
+        entry.is_woken = False
+        alarm = self._alarms.pop(entry.header.number, None)
+        if alarm is not None:
+            alarm.cancel()
         self._live.add(entry)
         self._active.add(entry)
-        self._context.run(self._nursery.start_soon, self._run, entry, journal, is_first)
+        self._context.run(self._nursery.start_soon, self._run, entry, journal, is_first, is_wake)
 
     @trio.lowlevel.enable_ki_protection
-    async def _run(self, entry: Entry, journal: Journal | None, is_first: bool) -> None:
+    async def _run(self, entry: Entry, journal: Journal | None, is_first: bool, is_wake: bool) -> None:
         fatal: list[BaseException] = []
         run: Run | None = None
         # The engine alone decides when a run is unwound, and lets it bring to its end what was begun.
         with trio.CancelScope(shield=True):
             try:
-                header = entry.header
-                assert header is not None
-                if journal is None:
-                    journal = journal_of(await self.services.store.load(header.number))
-                definition = self.definitions[entry.workflow]
-
-                def on_change() -> None:
-                    self._on_run_change(entry)
-
-                run = Run(self.services, header, journal, is_first=is_first, on_change=on_change)
-                entry.run = run
-                # Whoever wants to cancel the instance may have been waiting for its run.
-                entry.notify()
-                if run.cancel_request is not None:
-                    run.cancel("cancelled")
-                if self.is_halted:
-                    run.cancel("stopping")
-                fatal = await run.drive(self._body(definition, run))
+                if is_wake:
+                    await self._record_wake(entry.header)
+                needs_run, is_memo_only = True, False
+                while needs_run:
+                    if journal is None:
+                        journal = journal_of(await self.services.store.load(entry.header.number))
+                    run = self._prepare(entry, journal, is_first=is_first, is_memo_only=is_memo_only)
+                    driven = await drive(run, self._body(self.definitions[entry.workflow], run))
+                    fatal.extend(driven.fatal)
+                    await run.wait_settled()
+                    journal, is_first = None, False
+                    needs_run = is_memo_only = driven.needs_memo_only_run
+            except StorageError as error:
+                fatal.append(error)
             except Exception as error:  # noqa: BLE001 - comes out of the user's block
-                # Not the body's: the store could not be read, or memable has a bug. Neither may pass silently.
-                fatal = [error]
+                # Not the body's: memable has a bug. It may not pass silently.
+                fatal.append(error)
             finally:
-                entry.run = None
-                entry.ending = None if run is None else run.ending
-                self._live.discard(entry)
-                self._active.discard(entry)
-                self._notify()
-                entry.notify()
+                await self._after_run(entry, run)
         for leaf in fatal:
             self.fail(leaf)
+
+    async def _record_wake(self, header: InstanceHeader) -> None:
+        store, clock = self.services.store, self.services.clock
+        await store.append(
+            (RunStarted(instance=header.number, seq=header.seq + 1, at=clock.now(), session=store.session),)
+        )
+
+    def _prepare(self, entry: Entry, journal: Journal, *, is_first: bool, is_memo_only: bool) -> Run:
+        is_cancelled = journal.cancel_requested is not None
+        is_memo_only = (
+            is_memo_only or journal.compensating is not None or (is_cancelled and bool(journal.compensations))
+        )
+        if not is_memo_only:
+            journal.prune()
+
+        def on_change() -> None:
+            self._on_run_change(entry)
+
+        run = Run(
+            self.services,
+            self,
+            entry.header,
+            journal,
+            is_first=is_first,
+            is_memo_only=is_memo_only,
+            on_change=on_change,
+        )
+        entry.run = run
+        # Whoever wants to cancel the instance may have been waiting for its run.
+        entry.notify()
+        if run.cancel_request is not None and not is_memo_only:
+            run.cancel("cancelled")
+        if self.is_halted:
+            run.cancel("stopping")
+        return run
+
+    async def _after_run(self, entry: Entry, run: Run | None) -> None:
+        header = entry.header
+        parent = await self._find_parent(header)
+        entry.run = None
+        entry.is_live = False
+        entry.ending = None if run is None else run.ending
+        self._live.discard(entry)
+        self.parking.update(entry)
+        if header.status.is_terminal:
+            self._note_end(header, parent)
+        elif run is not None and run.leaving == "passivated" and not self.is_halted and not entry.busy:
+            if header.status is MetadataStatus.SUSPENDED:
+                if entry.is_woken:
+                    self.start(entry, is_wake=True)
+                else:
+                    self.set_alarm(header)
+            elif header.status is MetadataStatus.RUNNING:
+                # A signal came while it was being unwound.
+                self.start(entry)
+        if not entry.is_live:
+            self._active.discard(entry)
+        # Before anybody looks: a parent counts as active as soon as its child has ended.
+        entry.notify()
+        self._notify()
+
+    def rerun(self, entry: Entry) -> None:
+        """
+        Run an instance again whose run was unwound while it waited.
+        """
+        if entry.header.status is MetadataStatus.SUSPENDED:
+            self.start(entry, is_wake=True)
+        elif entry.header.status is MetadataStatus.RUNNING:
+            self.start(entry)
+
+    def release(self, entry: Entry) -> None:
+        """
+        Take note that nobody changes an instance any more; if something woke it meanwhile, it runs now.
+        """
+        entry.busy = False
+        if entry.is_woken and not entry.is_live:
+            entry.is_woken = False
+            self.wake(entry.header)
+        entry.notify()
+
+    async def note_end(self, header: InstanceHeader) -> None:
+        """
+        Take note that an instance that did not run has become terminal. Not a checkpoint.
+        """
+        self._note_end(header, await self._find_parent(header))
+
+    def _note_end(self, header: InstanceHeader, parent: InstanceHeader | None) -> None:
+        """Take note that an instance has become terminal: a parent may wait for it, and retention begins."""
+        if parent is not None and parent.awaits_children:
+            self.wake(parent)
+        self._on_end(header)
+
+    async def _find_parent(self, header: InstanceHeader) -> InstanceHeader | None:
+        name = header.parent_name
+        return None if name is None else await self.services.store.find(*name)
+
+    # Waking --------------------------------------------------------------------------------------------------
+
+    def set_alarm(self, header: InstanceHeader) -> None:
+        """
+        Wake an instance that is suspended without a run when the first of its deadlines has passed.
+        """
+        if header.wake_at is None:
+            return
+
+        def fire() -> None:
+            self._alarms.pop(header.number, None)
+            self.wake(header)
+
+        known = self._alarms.pop(header.number, None)
+        if known is not None:
+            known.cancel()
+        self._alarms[header.number] = self.services.timers.arm(header.wake_at, fire)
+
+    def wake(self, header: InstanceHeader) -> None:
+        """
+        Let an instance that is recorded as suspended go on: something that it waits for may have ended.
+        """
+        if header.status is not MetadataStatus.SUSPENDED or header.workflow not in self.definitions:
+            return
+        entry = self.entry_of(header)
+        if entry.busy:
+            # Somebody is changing it, and looks after that.
+            entry.is_woken = True
+        elif not entry.is_live:
+            self.start(entry, is_wake=True)
+        elif entry.run is not None and entry.run.leaving == "passivated":
+            entry.is_woken = True
+
+    # Children ------------------------------------------------------------------------------------------------
+
+    async def find_child(self, workflow: str, instance_id: str) -> Entry | None:
+        """
+        Return what is kept of an instance whose start is durable. Not a checkpoint.
+        """
+        header = await self.services.store.find(workflow, instance_id)
+        return None if header is None else self.entry_of(header)
+
+    def expect_child(self, started: InstanceStarted) -> Entry:
+        """
+        Keep a child instance whose start is on its way to the store. To be followed by ``settle_child``.
+        """
+        entry = self.new_entry(started.workflow, started.instance_id, None)
+        entry.busy = True
+        return entry
+
+    async def settle_child(self, entry: Entry, started: InstanceStarted) -> None:
+        """
+        Run a child instance, if its start has become durable. Not a checkpoint.
+        """
+        header = await self.services.store.find(entry.workflow, entry.instance_id)
+        entry.busy = False
+        if header is not None:
+            entry.header = header
+            self.start(entry, journal=Journal(started=started, seq=started.seq), is_first=True)
+        entry.notify()
+
+    async def load(self, entry: Entry) -> Journal:
+        """
+        Return the journal of an instance as the store has it. A store that cannot be read stops the engine.
+        """
+        try:
+            return journal_of(await self.services.store.load(entry.header.number))
+        except StorageError as error:
+            self.fail(error)
+            raise
+
+    async def append(self, *records: InstanceRecord) -> None:
+        """
+        Make records durable. A store that cannot be written stops the engine.
+        """
+        try:
+            await self.services.store.append(records)
+        except StorageError as error:
+            self.fail(error)
+            raise
+
+    # Cancelling ----------------------------------------------------------------------------------------------
+
+    async def cancel_child(self, entry: Entry, reason: str) -> None:
+        """
+        Cancel a child instance, and wait until it has ended, or cannot by itself.
+        """
+        await self.cancel(entry, reason, gives_up=True)
+
+    async def cancel(
+        self, entry: Entry, reason: str | None, *, caller: Run | None = None, gives_up: bool = False
+    ) -> bool | None:
+        """
+        Cancel an instance, and wait until it has ended.
+
+        Args:
+            entry: The instance.
+            reason: Why, for people.
+            caller: The run in whose body this is called, if it is.
+            gives_up: Whether not to wait for an instance that does not run here.
+
+        Returns:
+            Whether this call has cancelled it; None if the engine stopped before.
+        """
+        requested = False
+        while not entry.header.status.is_terminal:
+            version = entry.version
+            run = entry.run
+            if run is not None:
+                is_asked = run.cancel_request is not None or run.is_ending
+                if not requested and not is_asked:
+                    requested = True
+                    await self._request_cancel(entry.header, run, reason)
+                    if run is caller:
+                        # Its end cannot be waited for inside it. Not shielded, this is as far as the caller gets.
+                        await trio.lowlevel.checkpoint()
+                        return True
+                    continue
+            elif not entry.busy and not entry.is_live and not self.is_halted:
+                is_waiting_for_code = entry.header.cancel_requested and not self._can_cancel(entry)
+                if not is_waiting_for_code:
+                    requested = requested or not entry.header.cancel_requested
+                    await self._cancel_at_rest(entry, reason)
+                    continue
+                if gives_up:
+                    return requested
+            if self.is_halted and not entry.is_live:
+                return None
+            await entry.wait_change(version)
+        return requested
+
+    def _can_cancel(self, entry: Entry) -> bool:
+        """Tell whether an instance that does not run can be cancelled: its code is there, or is not needed for it."""
+        header = entry.header
+        is_blocked = header.status is MetadataStatus.BLOCKED and header.cancel_requested
+        return not header.has_compensations or (entry.workflow in self.definitions and not is_blocked)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _request_cancel(self, header: InstanceHeader, run: Run, reason: str | None) -> None:
+        at = self.services.clock.now()
+        request = CancelRequested(instance=header.number, seq=run.next_seq(), at=at, reason=reason)
+        # Set before the record is on its way: however the body ends from here on, its record comes after this one.
+        run.cancel_request = request
+        if await run.append((request,)):
+            run.cancel("cancelled")
+
+    @trio.lowlevel.enable_ki_protection
+    async def _cancel_at_rest(self, entry: Entry, reason: str | None) -> None:
+        """Record the request; carry it out at once if nothing of the instance needs to run for it, else run it."""
+        header, number = entry.header, entry.header.number
+        at, session = self.services.clock.now(), self.services.store.session
+        entry.busy = True
+        try:
+            if not self._can_cancel(entry):
+                if not header.cancel_requested:
+                    await self.append(CancelRequested(instance=number, seq=header.seq + 1, at=at, reason=reason))
+                return
+            records: list[InstanceRecord] = []
+            seq = header.seq
+            if not header.cancel_requested:
+                records.append(CancelRequested(instance=number, seq=(seq := seq + 1), at=at, reason=reason))
+            if header.has_compensations:
+                records.append(RunStarted(instance=number, seq=seq + 1, at=at, session=session))
+                await self.append(*records)
+                self.start(entry)
+                return
+            if header.has_children:
+                if records:
+                    await self.append(*records)
+                    records.clear()
+                await self._cancel_children(entry)
+                if self.is_halted:
+                    return
+            journal_reason = reason
+            if not records:
+                request = (await self.load(entry)).cancel_requested
+                journal_reason = reason if request is None else request.reason
+            ended = InstanceCancelled(instance=number, seq=header.seq + len(records) + 1, at=at, reason=journal_reason)
+            await self.append(*records, ended)
+            entry.ending = ended
+        finally:
+            entry.busy = False
+            entry.notify()
+            if entry.header.status.is_terminal:
+                await self.note_end(entry.header)
+
+    async def _cancel_children(self, entry: Entry) -> None:
+        journal = await self.load(entry)
+        async with trio.open_nursery() as nursery:
+            for path, workflow in journal.children.items():
+                child = await self.find_child(workflow, f"{entry.instance_id}/{path}")
+                if child is not None and not child.header.status.is_terminal:
+                    nursery.start_soon(self.cancel_child, child, "its parent was cancelled")
 
     def _body(self, definition: Workflow[Any, Any], run: Run) -> Callable[[], Awaitable[object]]:
         annotations = self.services.annotations
@@ -199,35 +498,24 @@ class Supervisor:
             self._active.discard(entry)
         else:
             self._active.add(entry)
+        self.parking.update(entry)
         self._notify()
         entry.notify()
 
     # Recovery ------------------------------------------------------------------------------------------------
 
-    def begin_recovery(self, workflows: Collection[str]) -> Callable[[], Awaitable[None]]:
+    def begin_recovery(self, workflows: Collection[str]) -> None:
         """
-        Return a function that runs what is recorded as unfinished of *workflows*. ``wait_idle`` waits for it.
+        Take note that unfinished instances of *workflows* are about to run. ``wait_idle`` waits for that.
         """
         self._recovering.append(workflows)
 
-        async def recover() -> None:
-            try:
-                # It only waits for the store; cancelled, it would leave the nursery in a group.
-                with trio.CancelScope(shield=True):
-                    await self._recover(workflows)
-            except Exception as error:  # noqa: BLE001 - comes out of the user's block
-                self.fail(error)
-            finally:
-                self._recovering.remove(workflows)
-                self._notify()
-
-        return recover
-
-    def start_recovery(self, workflows: Collection[str]) -> None:
+    def end_recovery(self, workflows: Collection[str]) -> None:
         """
-        Do what ``begin_recovery`` is for, in a task of its own.
+        Take note that all of them run.
         """
-        self._context.run(self._nursery.start_soon, self.begin_recovery(workflows))
+        self._recovering.remove(workflows)
+        self._notify()
 
     def is_recovering(self, workflow: str) -> bool:
         """
@@ -235,74 +523,41 @@ class Supervisor:
         """
         return any(workflow in workflows for workflows in self._recovering)
 
-    async def _recover(self, workflows: Collection[str]) -> None:
-        unfinished = [
-            header
-            for header in await self.services.store.headers()
-            if header.workflow in workflows and self._is_unfinished(header)
-        ]
-        for start in range(0, len(unfinished), RECOVERY_BATCH):
-            if self.is_halted:
-                return
-            await self._recover_batch(unfinished[start : start + RECOVERY_BATCH])
+    def start_own_tasks(self, *tasks: Callable[[], Awaitable[None]]) -> None:
+        """
+        Start the tasks that serve all runs. They end with ``wait_empty``.
+        """
 
-    def _is_unfinished(self, header: InstanceHeader) -> bool:
-        # What ran in this session is none of recovery's business: it runs, or has become Blocked here.
-        is_left_over = header.session != self.services.store.session
-        return is_left_over and header.status in _UNFINISHED and not header.needs_resume
+        @trio.lowlevel.enable_ki_protection
+        async def serve(task: Callable[[], Awaitable[None]]) -> None:
+            scope = trio.CancelScope(shield=True)
+            self._own_scopes.append(scope)
+            try:
+                with scope:
+                    if not self._is_serving_over:
+                        await task()
+            except Exception as error:  # noqa: BLE001 - comes out of the user's block
+                self.fail(error)
+            finally:
+                self._own_scopes.remove(scope)
+                self._own_tasks -= 1
+                self._notify()
 
-    async def _recover_batch(self, headers: Iterable[InstanceHeader]) -> None:
-        entries: list[Entry] = []
-        records: list[InstanceRecord] = []
-        try:
-            for header in headers:
-                entry = self.entry_of(header)
-                while entry.busy:
-                    # Somebody resumes or cancels it, which may yet come to nothing.
-                    await entry.wait_change(entry.version)
-                if self._is_unfinished(header):
-                    entry.busy = True
-                    entries.append(entry)
-                    records.extend(self._recovery_records(header))
-            if records:
-                await self.services.store.append(records)
-        finally:
-            for entry in entries:
-                entry.busy = False
-                entry.notify()
-        for entry in entries:
-            assert entry.header is not None
-            if entry.header.status is MetadataStatus.RUNNING:
-                self.start(entry)
+        for task in tasks:
+            self._own_tasks += 1
+            self.start_task(partial(serve, task))
 
-    def _recovery_records(self, header: InstanceHeader) -> list[InstanceRecord]:
-        store = self.services.store
-        at = self.services.clock.now()
-        was_running = header.status is MetadataStatus.RUNNING and header.session == store.session - 1
-        after_crash = store.after_crash and was_running
-        records: list[InstanceRecord] = [
-            RunStarted(
-                instance=header.number,
-                seq=header.seq + 1,
-                at=at,
-                session=store.session,
-                after_crash=after_crash,
-            )
-        ]
-        recoveries = header.recoveries + after_crash
-        # To carry out a cancellation, the body is not run.
-        if recoveries >= self._max_recoveries and after_crash and not header.cancel_requested:
-            error = RecoveryLimitError(workflow=header.workflow, instance_id=header.instance_id, recoveries=recoveries)
-            records.append(
-                InstanceBlocked(
-                    instance=header.number,
-                    seq=header.seq + 2,
-                    at=at,
-                    error=describe_exception(error),
-                    needs_resume=True,
-                )
-            )
-        return records
+    def _end_own_tasks(self) -> None:
+        """End the tasks that serve all runs: there are none any more."""
+        self._is_serving_over = True
+        for scope in self._own_scopes:
+            scope.cancel()
+
+    def start_task(self, task: Callable[[], Awaitable[None]]) -> None:
+        """
+        Start a task of the engine's own, which ends by itself.
+        """
+        self._context.run(self._nursery.start_soon, task)
 
     # Stopping ------------------------------------------------------------------------------------------------
 
@@ -337,6 +592,8 @@ class Supervisor:
         if not self.is_halted:
             with trio.move_on_after(timeout_s):
                 await self.wait_idle()
+                # What waits is found waiting at the next open.
+                await self.parking.flush()
         self.halt()
         await self.wait_ended()
 
@@ -356,7 +613,7 @@ class Supervisor:
                 self._pending_drains -= 1
                 self._notify()
 
-        self._context.run(self._nursery.start_soon, drain)
+        self.start_task(drain)
 
     async def wait_idle(self) -> None:
         """
@@ -381,7 +638,9 @@ class Supervisor:
         Control-C meanwhile is to come out of the user's block, too.
         """
         with trio.CancelScope(shield=True):
-            while self._live or self._recovering or self._pending_drains:
+            while self._live or self._recovering or self._pending_drains or self._own_tasks:
+                if not (self._live or self._recovering or self._pending_drains):
+                    self._end_own_tasks()
                 try:
                     await self._wait_changed()
                 except KeyboardInterrupt as interrupt:
@@ -396,6 +655,3 @@ class Supervisor:
         if self._changed is not None:
             self._changed.set()
             self._changed = None
-
-
-_UNFINISHED = frozenset((MetadataStatus.RUNNING, MetadataStatus.BLOCKED))

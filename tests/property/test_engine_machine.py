@@ -27,7 +27,8 @@ from trio.testing import MockClock
 import memable
 from memable import MetadataStatus
 from memable._clock import _virtual_origin, current_clock
-from memable._journal import InstanceHeader, Journal, Memo, journal_of
+from memable._header import InstanceHeader
+from memable._journal import Journal, Memo, journal_of
 from memable._records import AttemptFailed, InstanceCompleted, InstanceRecord, InstanceResumed, StepCompleted
 from running import ending_of
 from simulated_disk import SimulatedDisk, lose_all, lose_nothing

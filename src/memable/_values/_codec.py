@@ -82,6 +82,15 @@ class Codec:
         """
         self._plan(annotation)
 
+    def name_of(self, annotation: Any) -> str:
+        """
+        Return the name that values of an annotation are recorded under, those of ``Any`` aside.
+
+        Raises:
+            SerializationError: No value can be stored by it.
+        """
+        return self._plan(annotation).shape.name
+
     def encode(self, value: object, annotation: Any) -> Encoded:
         """
         Encode *value*, which is to be of the annotated type.
@@ -109,6 +118,21 @@ class Codec:
         """
         plan = self._plan_to_read(encoded.type, annotation)
         return self._decode(encoded.type, self._tree(encoded, plan.tree.name), plan)
+
+    def encode_as(self, value: object, name: str) -> Encoded | None:
+        """
+        Encode *value* as the type of a recorded *name*, without knowing the annotation that it stands for.
+
+        Returns:
+            The encoded value; None if it is not of that type.
+
+        Raises:
+            SerializationError: It cannot be stored.
+        """
+        if name == ANY.name:
+            return self.encode(value, Any)
+        encoded = self.encode(value, type(value))
+        return encoded if encoded.type == name else None
 
     def encode_arguments(self, values: Sequence[object], annotations: Sequence[Any]) -> Encoded:
         """

@@ -1,0 +1,256 @@
+"""
+Drives one run: calls the body, decides how it ended, sees to children and compensations, and records the end.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, assert_never
+
+import attrs
+import trio
+
+from ._compensation import lost_compensations, run_compensations
+from ._decide import Block, Cancel, Complete, Ending, Fail, Leave, decide_ending, fatal_leaves
+from ._error_info import ErrorInfo, describe_exception
+from ._errors import OutcomeUnknownError, RunEndedError, SerializationError
+from ._records import (
+    CompensationBegun,
+    InstanceBlocked,
+    InstanceCancelled,
+    InstanceCompleted,
+    InstanceFailed,
+    InstanceRecord,
+)
+from ._related import related_to
+from ._run import MEMO_ONLY_PATIENCE_S, Run, child_instance_id
+
+logger = logging.getLogger("memable")
+
+
+@attrs.frozen
+class Driven:
+    """
+    What came of driving a run.
+    """
+
+    fatal: tuple[BaseException, ...] = ()
+    "What left the body and is nobody's to handle, such as ``KeyboardInterrupt``; usually nothing."
+    needs_memo_only_run: bool = False
+    "The body is to run once more, over its memos only, to register its compensations."
+
+
+async def drive(run: Run, body: Callable[[], Awaitable[object]]) -> Driven:
+    """
+    Call the body, and record how it ended. A run is driven once.
+
+    Args:
+        run: The run.
+        body: Sets ``run.output`` and calls the user's function with its context and input; may raise before it does.
+
+    Cancellation:
+        Only by ``run.cancel``.
+    """
+    value: object = None
+    exc: BaseException | None = None
+    returned = False
+    run.begin_body()
+    patience = None
+    if run.is_memo_only:
+        patience = _Patience(run)
+    try:
+        with run.scope:
+            if not run.scope.cancel_called:
+                value = await body()
+                returned = True
+        if inspect.iscoroutine(value):
+            value.close()
+            run.misuse(f"the body returned the coroutine {value.__qualname__}(...); an await is missing")
+    except BaseException as error:  # noqa: BLE001 - nothing of it is lost
+        # Sorted leaf by leaf below: what is fatal is given to the engine, the rest is the instance's outcome.
+        exc = error
+    run.end_body()
+    if patience is not None:
+        patience.end()
+    fatal = [] if exc is None else fatal_leaves(exc, trio.Cancelled)
+    if fatal:
+        return Driven(tuple(fatal))
+    return await _end(run, exc, returned=returned, value=value)
+
+
+class _Patience:
+    """
+    Gives up a run that only registers compensations if it asks for nothing any more.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._arm()
+
+    def _arm(self) -> None:
+        timers = self._run.services.timers
+        self._timer = timers.arm(self._run.last_progress_at + MEMO_ONLY_PATIENCE_S, self._look)
+
+    def _look(self) -> None:
+        if self._run.last_progress_at + MEMO_ONLY_PATIENCE_S <= self._run.services.clock.now():
+            self._run.cancel("cancelled")
+        else:
+            self._arm()
+
+    def end(self) -> None:
+        """Give nothing up any more."""
+        self._timer.cancel()
+
+
+async def _end(run: Run, exc: BaseException | None, *, returned: bool, value: object) -> Driven:
+    cause = run.journal.compensating
+    if cause is None:
+        ending = _decide(run, exc, value)
+        if isinstance(ending, Leave) and returned:
+            logger.warning(
+                "workflow %r, instance %r: the body swallowed the cancellation by which it was to be %s; what it "
+                "returned is ignored, and it runs again",
+                run.workflow_name,
+                run.instance_id,
+                "unwound for a shutdown" if run.leaving == "stopping" else "passivated",
+            )
+        if isinstance(ending, (Fail, Cancel)):
+            run.is_ending = True
+            if run.journal.children:
+                await _cancel_children(run, ending)
+            if run.leaving == "stopping":
+                return Driven()
+            if run.journal.compensations:
+                cause = await _begin_compensations(run, ending)
+                if cause is None:
+                    return Driven()
+        if cause is None:
+            await _record_ending(run, _ending_record(run, ending))
+            return Driven()
+    elif run.leaving in ("stopping", "passivated"):
+        return Driven()
+    if lost_compensations(run) and not run.is_memo_only:
+        return Driven(needs_memo_only_run=True)
+    return await _compensate(run, cause)
+
+
+def _decide(run: Run, exc: BaseException | None, value: object) -> Ending:
+    ending = decide_ending(run.facts(), exc)
+    if not isinstance(ending, Complete):
+        return ending
+    try:
+        return Complete(run.services.codec.encode(value, run.output))
+    except SerializationError as error:
+        error.workflow, error.instance_id = run.workflow_name, run.instance_id
+        return Fail(describe_exception(error), ())
+
+
+async def _cancel_children(run: Run, ending: Fail | Cancel) -> None:
+    """Cancel the attached child instances that have not ended, and wait for their end."""
+    reason = f"its parent {'was cancelled' if isinstance(ending, Cancel) else 'failed'}"
+    async with trio.open_nursery() as nursery:
+        for path, workflow in run.journal.children.items():
+            child = await run.host.find_child(workflow, child_instance_id(run, path))
+            if child is not None and not child.header.status.is_terminal:
+                nursery.start_soon(run.host.cancel_child, child, reason)
+
+
+async def _begin_compensations(run: Run, ending: Fail | Cancel) -> CompensationBegun | None:
+    """Record that compensations begin; return None if the store failed."""
+    request = run.cancel_request
+    begun = CompensationBegun(
+        instance=run.journal.started.instance,
+        seq=run.next_seq(),
+        at=run.services.clock.now(),
+        error=ending.error,
+        failed_paths=ending.failed_paths,
+        is_cancelled=isinstance(ending, Cancel),
+        reason=None if request is None or not isinstance(ending, Cancel) else request.reason,
+        status=run.take_status(),
+    )
+    return begun if await run.append((begun,)) else None
+
+
+async def _compensate(run: Run, cause: CompensationBegun) -> Driven:
+    blocked, raised = await run_compensations(run)
+    fatal = [leaf for exc in raised for leaf in fatal_leaves(exc, trio.Cancelled)]
+    if fatal:
+        return Driven(tuple(fatal))
+    if run.leaving is not None or run.scope.cancel_called:
+        return Driven()
+    unexpected = [exc for exc in raised if not any(isinstance(one, RunEndedError) for one in related_to(exc))]
+    if raised and not unexpected:
+        # The store failed.
+        return Driven()
+    if unexpected:
+        return Driven(tuple(unexpected))
+    common = _common(run)
+    record: InstanceRecord
+    if blocked is not None:
+        record = _blocked_record(run, getattr(blocked, "key", None), blocked, describe_exception(blocked), ())
+    elif cause.is_cancelled:
+        record = InstanceCancelled(
+            seq=run.next_seq(), reason=cause.reason, error=cause.error, failed_paths=cause.failed_paths, **common
+        )
+    else:
+        assert cause.error is not None
+        record = InstanceFailed(seq=run.next_seq(), error=cause.error, failed_paths=cause.failed_paths, **common)
+    await _record_ending(run, record)
+    return Driven()
+
+
+async def _record_ending(run: Run, record: InstanceRecord | None) -> None:
+    if record is None:
+        return
+    run.is_ending = True
+    if not await run.append((record,)):
+        return
+    run.ending = record
+    if isinstance(record, (InstanceFailed, InstanceBlocked)):
+        # A recovered instance may have nobody who asks for its result.
+        became = "failed" if isinstance(record, InstanceFailed) else "is blocked"
+        logger.warning("workflow %r, instance %r %s: %s", run.workflow_name, run.instance_id, became, record.error)
+
+
+def _common(run: Run) -> dict[str, Any]:
+    return {
+        "instance": run.journal.started.instance,
+        "at": run.services.clock.now(),
+        "status": run.take_status(),
+    }
+
+
+def _blocked_record(
+    run: Run, path: str | None, cause: BaseException | None, error: ErrorInfo, failed_paths: tuple[str, ...]
+) -> InstanceBlocked:
+    # Without a probe, nobody but a person can tell.
+    needs_resume = isinstance(cause, OutcomeUnknownError) and cause.error is None
+    return InstanceBlocked(
+        seq=run.next_seq(), path=path, error=error, failed_paths=failed_paths, needs_resume=needs_resume, **_common(run)
+    )
+
+
+def _ending_record(run: Run, ending: Ending) -> InstanceRecord | None:
+    match ending:
+        case Leave():
+            return None
+        case Complete(encoded):
+            assert encoded is not None
+            return InstanceCompleted(seq=run.next_seq(), value=encoded, **_common(run))
+        case Fail(error, failed_paths):
+            return InstanceFailed(seq=run.next_seq(), error=error, failed_paths=failed_paths, **_common(run))
+        case Block(path, error, failed_paths, cause):
+            return _blocked_record(run, path, cause, error, failed_paths)
+        case Cancel(error, failed_paths):
+            assert run.cancel_request is not None
+            return InstanceCancelled(
+                seq=run.next_seq(),
+                reason=run.cancel_request.reason,
+                error=error,
+                failed_paths=failed_paths,
+                **_common(run),
+            )
+        case _:
+            assert_never(ending)

@@ -1,0 +1,219 @@
+"""
+Durable cancel scopes: a deadline that survives restarts, and whether it expired, decided once.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from types import TracebackType
+from typing import Literal, Self
+
+import attrs
+import trio
+
+from ._errors import MemableError
+from ._records import ScopeEnded, ScopeStarted
+from ._run import OpenScope, Place, Run, durable_scopes, is_time
+from ._step import refuse
+from ._timers import Timer
+from ._times import utc_datetime
+
+SCOPE_KIND = "a cancel scope"
+
+#: A scope that had expired when it was entered again cancels at the first operation without a memo. What is in it but
+#: does not ask the context for anything is given so many seconds, while there are memos that may yet be asked for.
+GRACE_S = 1.0
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class ScopeTimeoutError(MemableError, trio.TooSlowError, TimeoutError):
+    """
+    What is inside ``ctx.fail_after`` took too long. That is recorded: every replay raises the same.
+
+    Here and not beside the other errors, which know nothing of trio.
+    """
+
+    workflow: str
+    "Name of the workflow."
+    instance_id: str
+    "Id of the instance."
+    key: str
+    "Path of the scope."
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow!r}, instance {self.instance_id!r}, key {self.key!r}: what is inside ctx.fail_after "
+            f"took too long; catch this in the workflow, or engine.resume(...) to try once more"
+        )
+
+
+class DurableScope:
+    """
+    What ``async with ctx.move_on_after(...) as scope`` and ``ctx.fail_after(...)`` give.
+    """
+
+    def __init__(
+        self, run: Run, place: Place, operation: Literal["move_on_after", "fail_after"], key: str, seconds: object
+    ) -> None:
+        """
+        Prepare a scope. Made by a context only.
+        """
+        self._run = run
+        self._place = place
+        self._operation = operation
+        self._key = key
+        self._seconds = seconds
+        self._path: str | None = None
+        self._deadline: float | None = None
+        self._decided: bool | None = None
+        "Whether it expired, if that is recorded."
+        self._is_due = False
+        self._scope = trio.CancelScope()
+        self._timer: Timer | None = None
+        self._outer: tuple[OpenScope, ...] = ()
+
+    @property
+    def run(self) -> Run:
+        """
+        The run whose body it is in.
+        """
+        return self._run
+
+    @property
+    def cancelled_caught(self) -> bool:
+        """
+        Whether the scope expired and cancelled what was in it: the same on every replay. False until it is left.
+        """
+        return self._scope.cancelled_caught if self._decided is None else self._decided
+
+    @property
+    def deadline_at(self) -> datetime | None:
+        """
+        When the scope expires (UTC); None if it does not, or was not entered yet.
+        """
+        return None if self._deadline is None else utc_datetime(self._deadline)
+
+    @property
+    def deadline(self) -> float | None:
+        """
+        When it expires, in seconds since 1970, if that is still to come.
+        """
+        return None if self._is_due or self._decided is not None else self._deadline
+
+    async def __aenter__(self) -> Self:
+        run, place = self._run, self._place
+        path: str | None = None
+        try:
+            if self._path is not None:
+                raise run.misuse("a scope is entered a second time; call ctx.move_on_after or ctx.fail_after again")
+            path = run.claim(self._operation, place, self._key, SCOPE_KIND)
+            memo = run.journal.memos.get(path)
+            started = run.journal.scopes.get(path)
+            if memo is None and started is None:
+                if not is_time(self._seconds):
+                    raise run.misuse(f"a scope of {self._seconds!r}; give seconds, at least 0", path)
+                await run.proceed(self._operation)
+                started = await run.record(
+                    self._operation, place, ScopeStarted, path=path, deadline=self._new_deadline()
+                )
+                await trio.lowlevel.checkpoint_if_cancelled()
+            else:
+                run.after_memo()
+                await trio.lowlevel.checkpoint()
+        except BaseException as exc:
+            await refuse(run, place, path, exc)
+            raise
+        self._path = path
+        self._deadline = None if started is None else started.deadline
+        self._decided = memo.expired if isinstance(memo, ScopeEnded) else None
+        self._enter()
+        return self
+
+    def _new_deadline(self) -> float | None:
+        assert isinstance(self._seconds, (int, float))
+        return None if self._seconds == math.inf else self._run.services.clock.now() + self._seconds
+
+    def _enter(self) -> None:
+        assert self._path is not None
+        self._scope.__enter__()
+        self._outer = durable_scopes.get()
+        durable_scopes.set((*self._outer, self))
+        self._run.open_scopes[self._path] = self
+        if self._decided:
+            self._expire()
+        elif self._decided is None and self._deadline is not None:
+            if self._deadline <= self._run.services.clock.now():
+                self._expire()
+            else:
+                self._timer = self._run.services.timers.arm(self._deadline, self._expire)
+
+    def _expire(self) -> None:
+        self._is_due = True
+        if not self._run.has_unasked(self._place.prefix):
+            self._scope.cancel()
+        else:
+            # Memos inside are still to be returned.
+            timers, now = self._run.services.timers, self._run.services.clock.now()
+            self._timer = timers.arm(now + GRACE_S, self._scope.cancel)
+
+    def on_progress(self) -> None:
+        """
+        Take note that the run has asked for a memo: there may be no more to wait for.
+        """
+        if self._is_due and not self._run.has_unasked(self._place.prefix):
+            # The memo just asked for is still returned.
+            self._run.services.timers.arm(self._run.services.clock.now(), self._scope.cancel)
+
+    def cancel_if_due(self) -> None:
+        """
+        Cancel what is inside, now that an operation without a memo is about to begin there.
+        """
+        if self._is_due or (
+            self._decided is None and self._deadline is not None and self._deadline <= self._run.services.clock.now()
+        ):
+            self._is_due = True
+            self._scope.cancel()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        exc_traceback: TracebackType | None,
+    ) -> bool:
+        assert self._path is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        durable_scopes.set(self._outer)
+        self._run.open_scopes.pop(self._path, None)
+        suppressed = bool(self._scope.__exit__(exc_type, exc, exc_traceback))
+        if exc is not None and not suppressed:
+            # Nothing is decided: the run is unwound, or an error passes through.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return False
+        try:
+            await self._decide(self._path)
+        except BaseException as refusal:
+            await refuse(self._run, self._place, None, refusal)
+            raise
+        if self.cancelled_caught and self._operation == "fail_after":
+            raise self.timeout_error()
+        return suppressed
+
+    async def _decide(self, path: str) -> None:
+        run = self._run
+        if self._decided is not None:
+            await trio.lowlevel.checkpoint()
+            return
+        await run.proceed(self._operation)
+        expired = self._scope.cancelled_caught
+        await run.record(self._operation, self._place, ScopeEnded, path=path, expired=expired)
+        self._decided = expired
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def timeout_error(self) -> ScopeTimeoutError:
+        """
+        Return what ``fail_after`` raises.
+        """
+        assert self._path is not None
+        return ScopeTimeoutError(workflow=self._run.workflow_name, instance_id=self._run.instance_id, key=self._path)

@@ -1,0 +1,277 @@
+"""
+Answers from outside: signals to suspend points, and settling steps whose outcome is unknown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from ._decide_signal import Deliver, Keep, Mismatch, Reject, SignalDecision, Supersede, decide_signal
+from ._encoded import Encoded
+from ._entry import Entry
+from ._error_info import describe_exception
+from ._errors import (
+    EngineStoppedError,
+    MisuseError,
+    SerializationError,
+    SignalRejectedError,
+    SignalSupersededError,
+    TypeMismatchError,
+)
+from ._instances import Instances
+from ._journal import Journal
+from ._keys import SEPARATOR
+from ._qualified_name import qualified_name
+from ._records import (
+    InstanceRecord,
+    InstanceResumed,
+    IntentWithdrawn,
+    RunStarted,
+    SignalKept,
+    SignalReceived,
+    StepCompleted,
+    StepFailed,
+)
+from ._run import Run
+from ._services import Services
+from ._states import MetadataStatus
+from ._supervisor import Supervisor
+from ._suspend_point import SuspendPoint
+
+
+class Answers:
+    """
+    Delivers answers to the instances of one engine.
+    """
+
+    def __init__(self, services: Services, supervisor: Supervisor, instances: Instances) -> None:
+        """
+        Bind to the parts of an engine.
+        """
+        self._services = services
+        self._supervisor = supervisor
+        self._instances = instances
+
+    # Signals -------------------------------------------------------------------------------------------------
+
+    async def signal(
+        self, entry: Entry, point: SuspendPoint[Any], payload: object, *, within: str | None, keeps: bool
+    ) -> None:
+        """
+        Deliver a signal, or store it.
+
+        Raises:
+            SignalRejectedError: The instance does not wait there.
+            SignalSupersededError: Another signal, or the timeout, was first.
+            TypeMismatchError: The payload is not of the point's type, or the point is of another type.
+            EngineStoppedError: The engine stopped before it could be delivered.
+        """
+        value = self._encode(entry, point, payload)
+        path = point.key if within is None else within + SEPARATOR + point.key
+        while True:
+            version, run = entry.version, entry.run
+            is_between = entry.is_live and (run is None or (run.has_ended and run.journal.compensating is None))
+            if not entry.busy and not is_between:
+                if run is None:
+                    await self._signal_at_rest(entry, path, point, value, within=within, keeps=keeps)
+                else:
+                    await self._signal_run(entry, run, path, point, value, within=within, keeps=keeps)
+                return
+            if not await self._instances.wait_entry_change(entry, version):
+                raise EngineStoppedError(operation=f"engine.signal to instance {entry.instance_id!r}")
+
+    def _encode(self, entry: Entry, point: SuspendPoint[Any], payload: object) -> Encoded:
+        try:
+            return self._services.codec.encode(payload, point.type)
+        except SerializationError as error:
+            raise TypeMismatchError(
+                expected=getattr(point.type, "__name__", str(point.type)),
+                found=qualified_name(type(payload)),
+                problem=error.problem,
+                workflow=entry.workflow,
+                instance_id=entry.instance_id,
+                key=point.key,
+            ) from None
+
+    @trio.lowlevel.enable_ki_protection
+    async def _signal_run(
+        self,
+        entry: Entry,
+        run: Run,
+        path: str,
+        point: SuspendPoint[Any],
+        value: Encoded,
+        *,
+        within: str | None,
+        keeps: bool,
+    ) -> None:
+        name = self._services.codec.name_of(point.type)
+        decision = decide_signal(run.journal, path, name, deciding=run.deciding, within=within, keeps=keeps)
+        if SEPARATOR in path and not isinstance(decision, (Deliver, Supersede)):
+            # What is recorded within children that are done, a run does not keep in memory.
+            full = await self._instances.load(entry)
+            if path in full.memos:
+                decision = decide_signal(full, path, name, deciding=(), within=within, keeps=keeps)
+            elif entry.run is not run or run.has_ended:
+                await self.signal(
+                    entry, point, self._services.codec.decode(value, point.type), within=within, keeps=keeps
+                )
+                return
+            else:
+                decision = decide_signal(run.journal, path, name, deciding=run.deciding, within=within, keeps=keeps)
+        cls = self._class_for(entry, path, name, decision)
+        run.deciding.add(path)
+        try:
+            record = cls(
+                instance=entry.header.number,
+                seq=run.next_seq(),
+                at=self._services.clock.now(),
+                path=path,
+                value=value,
+            )
+            if not await run.append((record,)):
+                assert run.failure is not None
+                raise run.failure
+        finally:
+            run.deciding.discard(path)
+        wait = run.waits.get(path)
+        if wait is not None:
+            run.wake(wait)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _signal_at_rest(
+        self,
+        entry: Entry,
+        path: str,
+        point: SuspendPoint[Any],
+        value: Encoded,
+        *,
+        within: str | None,
+        keeps: bool,
+    ) -> None:
+        header, services = entry.header, self._services
+        name = services.codec.name_of(point.type)
+        entry.busy = True
+        try:
+            journal = await self._instances.load(entry)
+            decision = decide_signal(journal, path, name, deciding=(), within=within, keeps=keeps)
+            cls = self._class_for(entry, path, name, decision)
+            at = services.clock.now()
+            records: list[InstanceRecord] = [
+                cls(instance=header.number, seq=header.seq + 1, at=at, path=path, value=value)
+            ]
+            continues = (
+                isinstance(decision, Deliver)
+                and header.status is MetadataStatus.SUSPENDED
+                and entry.workflow in self._supervisor.definitions
+            )
+            if continues:
+                session = services.store.session
+                records.append(RunStarted(instance=header.number, seq=header.seq + 2, at=at, session=session))
+            await self._instances.append(*records)
+            if continues:
+                for record in records:
+                    journal.apply(record)
+                self._supervisor.start(entry, journal=journal)
+        finally:
+            self._supervisor.release(entry)
+
+    def _class_for(
+        self, entry: Entry, path: str, type_name: str, decision: SignalDecision
+    ) -> type[SignalReceived | SignalKept]:
+        """Return the class of the record to make, or raise what the sender is to be told."""
+        names = {"workflow": entry.workflow, "instance_id": entry.instance_id, "key": path}
+        match decision:
+            case Deliver():
+                return SignalReceived
+            case Keep():
+                return SignalKept
+            case Supersede():
+                raise SignalSupersededError(**names)
+            case Reject(reason):
+                raise SignalRejectedError(reason=reason, **names)
+            case Mismatch(expected):
+                problem = "the suspend point that the instance waits at is of another type"
+                raise TypeMismatchError(expected=expected, found=type_name, problem=problem, **names)
+
+    # Unknown outcomes ----------------------------------------------------------------------------------------
+
+    async def settle(self, entry: Entry, path: str, answer: Any, *, kind: str) -> None:
+        """
+        Answer a step whose outcome is unknown, and let its instance go on.
+
+        Args:
+            entry: The instance.
+            path: The step's.
+            answer: The value, or the exception.
+            kind: ``value``, ``error`` or ``rerun``.
+
+        Raises:
+            SignalRejectedError: Its outcome is not unknown.
+            TypeMismatchError: The value is of another type than the step's.
+            EngineStoppedError: The engine stopped before.
+        """
+        while entry.busy or (entry.is_live and entry.run is None):
+            if not await self._instances.wait_entry_change(entry, entry.version):
+                raise EngineStoppedError(operation=f"engine.settle on instance {entry.instance_id!r}")
+        if entry.is_live:
+            reason = "the instance runs, so nothing of it waits to be settled; wait until it is Blocked at the step"
+            raise self._rejected(entry, path, reason)
+        await self._settle(entry, path, answer, kind)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _settle(self, entry: Entry, path: str, answer: Any, kind: str) -> None:
+        header = entry.header
+        entry.busy = True
+        try:
+            journal = await self._instances.load(entry)
+            if header.status.is_terminal or path not in journal.intents:
+                raise self._rejected(entry, path, "no effect with an unknown outcome is recorded there")
+            records = [self._settlement(entry, journal, path, answer, kind)]
+            continues = entry.workflow in self._supervisor.definitions
+            if continues:
+                records.append(
+                    InstanceResumed(
+                        instance=header.number,
+                        seq=header.seq + 2,
+                        at=self._services.clock.now(),
+                        session=self._services.store.session,
+                    )
+                )
+            await self._instances.append(*records)
+            if continues:
+                for record in records:
+                    journal.apply(record)
+                self._supervisor.start(entry, journal=journal)
+        finally:
+            self._supervisor.release(entry)
+
+    def _settlement(self, entry: Entry, journal: Journal, path: str, answer: Any, kind: str) -> InstanceRecord:
+        intent = journal.intents[path]
+        at = self._services.clock.now()
+        common: dict[str, Any] = {"instance": entry.header.number, "seq": entry.header.seq + 1, "at": at, "path": path}
+        if kind == "rerun":
+            return IntentWithdrawn(**common)
+        common["started_at"] = intent.started_at
+        if kind == "error":
+            if not isinstance(answer, BaseException):
+                raise MisuseError(problem=f"error is {answer!r}; give the exception that the effect failed with")
+            return StepFailed(error=describe_exception(answer), **common)
+        return StepCompleted(value=self._encode_value(entry, path, intent.expects, answer), **common)
+
+    def _encode_value(self, entry: Entry, path: str, expects: str, value: object) -> Encoded:
+        codec = self._services.codec
+        names = {"workflow": entry.workflow, "instance_id": entry.instance_id, "key": path}
+        try:
+            encoded = codec.encode_as(value, expects)
+        except SerializationError as error:
+            found = qualified_name(type(value))
+            raise TypeMismatchError(expected=expects, found=found, problem=error.problem, **names) from None
+        if encoded is None:
+            raise TypeMismatchError(expected=expects, found=qualified_name(type(value)), **names)
+        return encoded
+
+    def _rejected(self, entry: Entry, path: str, reason: str) -> SignalRejectedError:
+        return SignalRejectedError(workflow=entry.workflow, instance_id=entry.instance_id, key=path, reason=reason)

@@ -1,0 +1,199 @@
+"""
+What a body waits for by itself: a signal at a suspend point, or an instant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import trio
+
+from ._errors import MemableError, MisuseError, NonDurableDeadlineError, SuspendTimeoutError, TypeMismatchError
+from ._journal import Memo
+from ._records import SignalKept, SignalReceived, SleepEnded, SuspendTimedOut, WaitStarted
+from ._run import Place, Run, is_time
+from ._step import refuse, wait_or_abandon
+from ._suspend_point import SuspendPoint
+from ._wait import Wait
+
+SUSPEND_KIND = "a suspend point"
+SLEEP_KIND = "a sleep"
+
+
+async def perform_suspend(run: Run, place: Place, point: SuspendPoint[Any], *, status: object, timeout: object) -> Any:
+    """
+    Return the payload of the signal to *point*, once there is one.
+
+    Raises:
+        SuspendTimeoutError: There was none in time.
+        WorkflowCodeError: The code is wrong.
+        RunEndedError: The run has ended or is being unwound.
+    """
+    path: str | None = None
+    try:
+        given: object = point
+        if not isinstance(given, SuspendPoint):
+            raise run.misuse(
+                f"suspend takes a memable.SuspendPoint, not {point!r}; make one, for example "
+                f"APPROVAL = memable.SuspendPoint('approval:v1', bool)"
+            )
+        path = run.claim("suspend", place, point.key, SUSPEND_KIND)
+        outcome = _recall(run, path, point)
+        if outcome is not None:
+            run.after_memo()
+            await trio.lowlevel.checkpoint()
+        else:
+            await _check_and_suspend(run, place, path, point, status, timeout)
+            outcome = _recall(run, path, point)
+            await trio.lowlevel.checkpoint_if_cancelled()
+    except BaseException as exc:
+        await refuse(run, place, path, exc)
+        raise
+    assert outcome is not None
+    if isinstance(outcome, MemableError):
+        raise outcome
+    return outcome[0]
+
+
+def _recall(run: Run, path: str, point: SuspendPoint[Any]) -> tuple[Any] | MemableError | None:
+    """Return what is recorded as the end of a wait for a signal, if anything is."""
+    memo: Memo | SignalKept | None = run.journal.memos.get(path) or run.journal.kept.get(path)
+    if memo is None:
+        return None
+    if isinstance(memo, SuspendTimedOut):
+        return SuspendTimeoutError(workflow=run.workflow_name, instance_id=run.instance_id, key=path)
+    assert isinstance(memo, (SignalReceived, SignalKept))
+    try:
+        return (run.services.codec.decode(memo.value, point.type),)
+    except TypeMismatchError as error:
+        error.workflow, error.instance_id, error.key = run.workflow_name, run.instance_id, path
+        raise run.blame(error) from None
+
+
+async def _check_and_suspend(
+    run: Run, place: Place, path: str, point: SuspendPoint[Any], status: object, timeout: object
+) -> None:
+    if status is not None and not isinstance(status, str):
+        raise run.misuse(f"the status of suspend is a str, not {type(status).__name__}", path)
+    if timeout is not None and not is_time(timeout):
+        raise run.misuse(f"timeout is {timeout!r}; give seconds, at least 0, or None for no limit", path)
+    try:
+        expects = run.services.codec.name_of(point.type)
+    except MemableError as error:
+        raise run.misuse(f"the type of {point!r}: {error}", path) from None
+    refuse_plain_deadline(run, path, "suspend")
+    await run.proceed("suspend")
+    note = None if status is None else str.__str__(status)
+    started = run.journal.waits.get(path)
+    if started is None or path in run.journal.abandoned or (started.expects, started.note) != (expects, note):
+        deadline = started.deadline if started is not None else _deadline(run, timeout)
+        started = await run.record(
+            "suspend", place, WaitStarted, path=path, deadline=deadline, expects=expects, note=note
+        )
+    wait = Wait(path, started.deadline, note)
+    while path not in run.journal.memos and path not in run.journal.kept:
+        await wait_or_abandon(run, place, "suspend", wait)
+        if wait.is_overdue and path not in run.deciding:
+            run.deciding.add(path)
+            try:
+                await run.record("suspend", place, SuspendTimedOut, path=path)
+            finally:
+                run.deciding.discard(path)
+
+
+async def perform_sleep(
+    run: Run, place: Place, key: str, operation: str, deadline_of: Callable[[float], float | None]
+) -> None:
+    """
+    Sleep until the deadline that was fixed when the sleep was first reached.
+
+    Args:
+        run: The run.
+        place: Where it was called.
+        key: Names the sleep.
+        operation: What was called.
+        deadline_of: Returns the deadline for the time it is now; raises ``MisuseError`` for senseless arguments.
+    """
+    path: str | None = None
+    try:
+        path = run.claim(operation, place, key, SLEEP_KIND)
+        if path in run.journal.memos:
+            run.after_memo()
+            await trio.lowlevel.checkpoint()
+            return
+        refuse_plain_deadline(run, path, operation)
+        try:
+            deadline = deadline_of(run.services.clock.now())
+        except MisuseError as error:
+            raise run.misuse(error.problem, path) from None
+        await run.proceed(operation)
+        started = run.journal.waits.get(path)
+        if started is None or path in run.journal.abandoned:
+            if started is not None:
+                deadline = started.deadline
+            started = await run.record(operation, place, WaitStarted, path=path, deadline=deadline)
+        wait = Wait(path, started.deadline)
+        while not wait.is_overdue:
+            await wait_or_abandon(run, place, operation, wait)
+        await run.record(operation, place, SleepEnded, path=path)
+        await trio.lowlevel.checkpoint_if_cancelled()
+    except BaseException as exc:
+        await refuse(run, place, path, exc)
+        raise
+
+
+def after_seconds(seconds: object) -> Callable[[float], float | None]:
+    """
+    Return the function that makes a deadline of a duration.
+    """
+
+    def deadline_of(now: float) -> float | None:
+        if not is_time(seconds):
+            raise MisuseError(problem=f"a sleep of {seconds!r}; give seconds, at least 0")
+        assert isinstance(seconds, (int, float))
+        return None if seconds == math.inf else now + seconds
+
+    return deadline_of
+
+
+def at_instant(instant: object) -> Callable[[float], float | None]:
+    """
+    Return the function that makes a deadline of an aware datetime.
+    """
+
+    def deadline_of(_now: float) -> float:
+        if not isinstance(instant, datetime) or instant.utcoffset() is None:
+            raise MisuseError(
+                problem=f"sleep_until takes an aware datetime, not {instant!r}; give one with a time zone, for example "
+                "datetime.now(UTC) + timedelta(days=1)"
+            )
+        return instant.timestamp()
+
+    return deadline_of
+
+
+def refuse_plain_deadline(run: Run, path: str, operation: str) -> None:
+    """
+    Refuse to wait inside a deadline of trio's.
+
+    Raises:
+        NonDurableDeadlineError: There is one. Around the body there is none: its scope is shielded.
+    """
+    deadline = trio.current_effective_deadline()
+    # Minus infinity: something around is cancelled already, and says so at the next checkpoint.
+    if -math.inf < deadline < math.inf:
+        raise run.blame(
+            NonDurableDeadlineError(
+                workflow=run.workflow_name, instance_id=run.instance_id, key=path, operation=operation
+            )
+        )
+
+
+def _deadline(run: Run, timeout: object) -> float | None:
+    if timeout is None or timeout == math.inf:
+        return None
+    assert isinstance(timeout, (int, float))
+    return run.services.clock.now() + timeout
