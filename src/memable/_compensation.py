@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from ._decide import fatal_leaves, find_code_error
-from ._errors import CompensationLostError, MemableError, MisuseError, WorkflowCodeError
+from ._errors import CompensationLostError, MisuseError, WorkflowCodeError
 from ._records import CompensationRegistered
 from ._run import Place, Run
 from ._step import Step, execute_step, find_misused_settings, refuse
@@ -46,17 +46,15 @@ async def perform_compensate(run: Run, place: Place, key: str, step: Step) -> No
         registered = _Registered(step, annotation)
         if path in run.journal.compensations:
             run.compensations[path] = registered
-            run.after_memo()
             run.check_memo_only()
-            await trio.lowlevel.checkpoint()
+            await run.serve_memo()
         else:
             await run.proceed("compensate")
             await run.record("compensate", place, CompensationRegistered, path=path)
             run.compensations[path] = registered
             await trio.lowlevel.checkpoint_if_cancelled()
     except BaseException as exc:
-        if path is not None and path not in run.compensations:
-            await refuse(run, place, path, exc)
+        await refuse(run, place, path, exc)
         raise
 
 
@@ -95,7 +93,8 @@ async def run_compensations(run: Run) -> tuple[WorkflowCodeError | None, list[Ba
                 try:
                     # Its failure is recorded, and no reason not to run the others.
                     await execute_step(run, Place(), path, registered.step, registered.annotation)
-                except MemableError as error:
+                except Exception as error:
+                    # A code error, maybe hidden in what its function made of it.
                     code_error = find_code_error(error)
                     if code_error is None:
                         raise

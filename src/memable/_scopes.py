@@ -22,7 +22,8 @@ from ._times import utc_datetime
 SCOPE_KIND = "a cancel scope"
 
 #: A scope that had expired when it was entered again cancels at the first operation without a memo. What is in it but
-#: does not ask the context for anything is given so many seconds, while there are memos that may yet be asked for.
+#: does not ask the context for anything is given so many seconds, while there are memos that may yet be asked for, and
+#: anew with each one that is.
 GRACE_S = 1.0
 
 
@@ -69,6 +70,9 @@ class DurableScope:
         self._decided: bool | None = None
         "Whether it expired, if that is recorded."
         self._is_due = False
+        self._is_past_memos = False
+        "Whether an operation without a memo has begun inside it."
+        self._is_left = False
         self._scope = trio.CancelScope()
         self._timer: Timer | None = None
         self._outer: tuple[OpenScope, ...] = ()
@@ -85,7 +89,7 @@ class DurableScope:
         """
         Whether the scope expired and cancelled what was in it: the same on every replay. False until it is left.
         """
-        return self._scope.cancelled_caught if self._decided is None else self._decided
+        return self._is_left and (self._scope.cancelled_caught if self._decided is None else self._decided)
 
     @property
     def deadline_at(self) -> datetime | None:
@@ -119,8 +123,7 @@ class DurableScope:
                 )
                 await trio.lowlevel.checkpoint_if_cancelled()
             else:
-                run.after_memo()
-                await trio.lowlevel.checkpoint()
+                await run.serve_memo()
         except BaseException as exc:
             await refuse(run, place, path, exc)
             raise
@@ -150,25 +153,31 @@ class DurableScope:
 
     def _expire(self) -> None:
         self._is_due = True
-        if not self._run.has_unasked(self._place.prefix):
+        if self._is_past_memos or not self._run.has_unasked(self._place.prefix):
             self._scope.cancel()
         else:
             # Memos inside are still to be returned.
-            timers, now = self._run.services.timers, self._run.services.clock.now()
-            self._timer = timers.arm(now + GRACE_S, self._scope.cancel)
+            self._cancel_after(GRACE_S)
+
+    def _cancel_after(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        services = self._run.services
+        self._timer = services.timers.arm(services.clock.now() + seconds, self._scope.cancel)
 
     def on_progress(self) -> None:
         """
         Take note that the run has asked for a memo: there may be no more to wait for.
         """
-        if self._is_due and not self._run.has_unasked(self._place.prefix):
-            # The memo just asked for is still returned.
-            self._run.services.timers.arm(self._run.services.clock.now(), self._scope.cancel)
+        if self._is_due:
+            # Not at once: the memo just asked for is still returned.
+            self._cancel_after(GRACE_S if self._run.has_unasked(self._place.prefix) else 0.0)
 
     def cancel_if_due(self) -> None:
         """
         Cancel what is inside, now that an operation without a memo is about to begin there.
         """
+        self._is_past_memos = True
         if self._is_due or (
             self._decided is None and self._deadline is not None and self._deadline <= self._run.services.clock.now()
         ):
@@ -186,15 +195,17 @@ class DurableScope:
             self._timer.cancel()
         durable_scopes.set(self._outer)
         self._run.open_scopes.pop(self._path, None)
+        self._is_left = True
         suppressed = bool(self._scope.__exit__(exc_type, exc, exc_traceback))
         if exc is not None and not suppressed:
-            # Nothing is decided: the run is unwound, or an error passes through.
+            # Nothing is decided: the run is unwound, or an error passes through. The use has left no outcome.
+            self._run.release(self._place, self._path)
             await trio.lowlevel.cancel_shielded_checkpoint()
             return False
         try:
             await self._decide(self._path)
         except BaseException as refusal:
-            await refuse(self._run, self._place, None, refusal)
+            await refuse(self._run, self._place, self._path, refusal)
             raise
         if self.cancelled_caught and self._operation == "fail_after":
             raise self.timeout_error()
@@ -203,7 +214,7 @@ class DurableScope:
     async def _decide(self, path: str) -> None:
         run = self._run
         if self._decided is not None:
-            await trio.lowlevel.checkpoint()
+            await run.serve_memo()
             return
         await run.proceed(self._operation)
         expired = self._scope.cancelled_caught
