@@ -14,12 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import concurrent_steps
+import fan_out
 import import_time
 import machine
 import replay
 import sequential_steps
 import short_workflows
 import store_append
+import suspended
+import timers
 from figures import Figure, Settings, as_json, table_of
 
 WORKLOADS: dict[str, Callable[[Settings], list[Figure]]] = {
@@ -29,6 +32,9 @@ WORKLOADS: dict[str, Callable[[Settings], list[Figure]]] = {
     "import": import_time.measure,
     "store": store_append.measure,
     "short": short_workflows.measure,
+    "timers": timers.measure,
+    "suspended": suspended.measure,
+    "fan_out": fan_out.measure,
 }
 
 ROUNDS = 7
