@@ -128,6 +128,9 @@ class _HookedOpenStore:
     def after_crash(self) -> bool:
         return self.inner.after_crash
 
+    def has_crashed(self, session: int) -> bool:
+        return self.inner.has_crashed(session)
+
     async def allocate_number(self) -> int:
         return await self.inner.allocate_number()
 

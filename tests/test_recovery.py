@@ -514,6 +514,21 @@ async def test_recovery_limit_blocks_the_instance_until_somebody_resumes_it(plac
     assert runs == [1]
 
 
+async def test_recovery_counts_a_crash_behind_sessions_that_did_not_run_the_instance(
+    place: Place, autojump_clock: object
+):
+    """
+    A crash that an instance was running at counts, whatever engines that did not run it have done since.
+    """
+    await leave_running(place, endless, "i")
+    crashed = await crash_in(place, endless)
+    async with memable.open_engine(crashed.store()):
+        pass
+    crashed = await crash_in(crashed, quick)
+    crashed = await crash_in(crashed, endless)
+    assert (await metadata_in(crashed)).recoveries == 1
+
+
 async def test_recovery_does_not_count_a_crash_at_which_the_instance_did_not_run(place: Place, autojump_clock: object):
     """
     A crash of an engine that had not registered the workflow, or did not resume it, does not count.

@@ -13,11 +13,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+import attrs
 import cattrs
 import trio
 
 from ._annotations import AnnotationCache
-from ._clock import current_clock
+from ._clock import Clock, current_clock
 from ._definition import Workflow, check_retention
 from ._engine import Engine, check_timeout
 from ._errors import StorageError
@@ -27,7 +28,6 @@ from ._recovering import Recovery
 from ._removing import Removals
 from ._retry import RetryPolicy
 from ._services import Services
-from ._states import MetadataStatus
 from ._store._protocol import OpenStore, Store
 from ._store.file import FileStore
 from ._supervisor import Supervisor, logger
@@ -74,6 +74,31 @@ def _uninterrupted(
         return _Uninterrupted(open_it(*args, **kwargs))
 
     return opening
+
+
+@attrs.frozen
+class _Settings:
+    """What an engine is to be like, checked."""
+
+    default_retry: RetryPolicy | None
+    shutdown_s: float
+    retention_s: float | None
+    max_parked: int
+    max_recoveries: int
+    aliases: Mapping[str, type]
+    codec: Codec
+    clock: Clock
+
+
+@attrs.frozen
+class _Parts:
+    """What an engine is made of."""
+
+    services: Services
+    supervisor: Supervisor
+    removals: Removals
+    recovery: Recovery
+    engine: Engine
 
 
 @_uninterrupted
@@ -125,48 +150,32 @@ async def open_engine(
     _check_numbers(max_parked=max_parked, max_recoveries=max_recoveries, max_value_bytes=max_value_bytes)
     _check_settings(default_retry, resume_on_start, converter, aliases)
     check_retention(retention)
-    shutdown_s = check_timeout("shutdown_timeout", shutdown_timeout)
-    codec = Codec(converter=converter, aliases=aliases, max_value_bytes=max_value_bytes)
-    clock = current_clock()
+    settings = _Settings(
+        default_retry=default_retry,
+        shutdown_s=check_timeout("shutdown_timeout", shutdown_timeout),
+        retention_s=retention,
+        max_parked=max_parked,
+        max_recoveries=max_recoveries,
+        aliases=aliases,
+        codec=Codec(converter=converter, aliases=aliases, max_value_bytes=max_value_bytes),
+        clock=current_clock(),
+    )
     fatal: list[BaseException] = []
     left_by: BaseException | None = None
     try:
-        async with _as_store(store).open(clock) as opened, trio.open_nursery() as nursery:
+        async with _as_store(store).open(settings.clock) as opened, trio.open_nursery() as nursery:
             block_scope = trio.CancelScope()
-            supervisor: Supervisor
-
-            def fail(error: StorageError) -> None:
-                supervisor.fail(error)
-
-            services = Services(
-                store=opened,
-                clock=clock,
-                timers=Timers(clock),
-                codec=codec,
-                annotations=AnnotationCache(),
-                aliases=aliases,
-                default_retry=default_retry,
-                uniform=random.Random().random,  # noqa: S311 - spreads retries, guards nothing
-                fail=fail,
-            )
-            removals: Removals
-
-            def on_end(header: InstanceHeader) -> None:
-                removals.note_end(header)
-
-            supervisor = Supervisor(services, nursery, block_scope, fatal, max_parked=max_parked, on_end=on_end)
-            removals = Removals(services, supervisor, retention)
-            recovery = Recovery(services, supervisor, removals, max_recoveries=max_recoveries)
-            engine = Engine(services, supervisor, recovery, removals, shutdown_timeout=shutdown_s)
-            supervisor.start_own_tasks(services.timers.run, supervisor.parking.run, removals.run)
+            parts = _assemble(settings, opened, nursery, block_scope, fatal)
+            supervisor, engine = parts.supervisor, parts.engine
+            supervisor.start_own_tasks(parts.services.timers.run, supervisor.parking.run, parts.removals.run)
             try:
                 with block_scope:
                     for workflow in workflows:
                         engine.add_definition(workflow)
                     await _log_unregistered(opened, supervisor)
-                    await recovery.begin(frozenset(supervisor.definitions), resumes=resume_on_start)()
+                    await parts.recovery.begin(frozenset(supervisor.definitions), resumes=resume_on_start)()
                     yield engine
-                    await supervisor.drain(shutdown_s)
+                    await supervisor.drain(settings.shutdown_s)
             except BaseException as error:  # noqa: BLE001 - raised below
                 # Kept as itself: the nursery would wrap it in a group. Raised below.
                 left_by = error
@@ -182,6 +191,40 @@ async def open_engine(
         if not (isinstance(error, StorageError) and any(isinstance(one, StorageError) for one in fatal)):
             fatal.append(error)
     _raise_what_happened(fatal, left_by)
+
+
+def _assemble(
+    settings: _Settings,
+    store: OpenStore,
+    nursery: trio.Nursery,
+    block_scope: trio.CancelScope,
+    fatal: list[BaseException],
+) -> _Parts:
+    supervisor: Supervisor
+    removals: Removals
+
+    def fail(error: StorageError) -> None:
+        supervisor.fail(error)
+
+    def on_end(header: InstanceHeader) -> None:
+        removals.note_end(header)
+
+    services = Services(
+        store=store,
+        clock=settings.clock,
+        timers=Timers(settings.clock),
+        codec=settings.codec,
+        annotations=AnnotationCache(),
+        aliases=settings.aliases,
+        default_retry=settings.default_retry,
+        uniform=random.Random().random,  # noqa: S311 - spreads retries, guards nothing
+        fail=fail,
+    )
+    supervisor = Supervisor(services, nursery, block_scope, fatal, max_parked=settings.max_parked, on_end=on_end)
+    removals = Removals(services, supervisor, settings.retention_s)
+    recovery = Recovery(services, supervisor, removals, max_recoveries=settings.max_recoveries)
+    engine = Engine(services, supervisor, recovery, removals, shutdown_timeout=settings.shutdown_s)
+    return _Parts(services, supervisor, removals, recovery, engine)
 
 
 def _raise_what_happened(fatal: list[BaseException], left_by: BaseException | None) -> None:
@@ -242,8 +285,7 @@ def _check_settings(default_retry: object, resume_on_start: object, converter: o
 async def _log_unregistered(store: OpenStore, supervisor: Supervisor) -> None:
     counts: dict[str, int] = {}
     for header in await store.headers():
-        unfinished = header.status in (MetadataStatus.RUNNING, MetadataStatus.BLOCKED)
-        if unfinished and header.workflow not in supervisor.definitions:
+        if not header.status.is_terminal and header.workflow not in supervisor.definitions:
             counts[header.workflow] = counts.get(header.workflow, 0) + 1
     if counts:
         told = ", ".join(f"{name!r}: {count}" for name, count in sorted(counts.items()))

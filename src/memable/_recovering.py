@@ -126,8 +126,8 @@ class Recovery:
     def _recovery_records(self, header: InstanceHeader) -> list[InstanceRecord]:
         store = self._services.store
         at = self._services.clock.now()
-        was_running = header.status is MetadataStatus.RUNNING and header.session == store.session - 1
-        after_crash = store.after_crash and was_running
+        # Sessions since then may not have run it: they say nothing of it.
+        after_crash = header.status is MetadataStatus.RUNNING and store.has_crashed(header.session)
         records: list[InstanceRecord] = [
             RunStarted(
                 instance=header.number,

@@ -60,6 +60,8 @@ class LogScan:
     "How that session's batches were made durable."
     closed: bool = True
     "Whether that session was closed in order."
+    crashed: set[int] = attrs.field(factory=set[int])
+    "The sessions before that one that were not."
     next_batch: int = 0
     "Number of the batch that is due."
     newest_at: float = 0.0
@@ -188,6 +190,8 @@ class LogScan:
             is_next = line.session == record.session == self.session + 1
             if not (is_next and line.is_last and line.position == 0 and record.durability in DURABILITIES):
                 self._refuse(start, f"session {record.session} begins where session {self.session + 1} could")
+            if not self.closed:
+                self.crashed.add(self.session)
             self.session = record.session
             self.durability = record.durability
             self.closed = False

@@ -46,6 +46,12 @@ class OpenStore(Protocol):
         """
         ...
 
+    def has_crashed(self, session: int) -> bool:
+        """
+        Tell whether an earlier session ended without the store being closed in order.
+        """
+        ...
+
     async def allocate_number(self) -> int:
         """
         Return a number for a new instance: unique within the store, greater than all before. Not a checkpoint.

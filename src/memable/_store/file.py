@@ -140,6 +140,7 @@ class OpenFileStore:
         self._seed = seed_of(log.header.store_id)
         self._session = log.scan.session + 1
         self._after_crash = not log.scan.closed
+        self._crashed = frozenset((*log.scan.crashed, log.scan.session) if self._after_crash else log.scan.crashed)
         self._read_limiter = trio.CapacityLimiter(MAX_READERS)
         self._tail = LogTail(
             file=log.file,
@@ -181,6 +182,12 @@ class OpenFileStore:
         Whether the session before this one ended without the store being closed in order.
         """
         return self._after_crash
+
+    def has_crashed(self, session: int) -> bool:
+        """
+        Tell whether an earlier session ended without the store being closed in order.
+        """
+        return session in self._crashed
 
     async def begin_session(self, now: float) -> None:
         """

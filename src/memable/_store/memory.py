@@ -70,7 +70,8 @@ class InMemoryStore:
     _store_id: str = attrs.field(factory=lambda: uuid.uuid4().hex, init=False)
     _kept: _Kept = attrs.field(factory=_Kept, init=False, repr=False)
     _sessions: int = attrs.field(default=0, init=False)
-    _crashed: bool = attrs.field(default=False, init=False)
+    _crashed: frozenset[int] = attrs.field(default=frozenset(), init=False)
+    "The sessions that were not closed in order."
     _is_open: bool = attrs.field(default=False, init=False)
 
     def open(self, clock: Clock) -> AbstractAsyncContextManager[OpenStore]:
@@ -95,7 +96,7 @@ class InMemoryStore:
         copy._store_id = self._store_id
         copy._kept = self._kept.copy()
         copy._sessions = self._sessions
-        copy._crashed = self._crashed or self._is_open
+        copy._crashed = self._crashed | {self._sessions} if self._is_open else self._crashed
         return copy
 
     @property
@@ -116,11 +117,10 @@ class InMemoryStore:
         if self._kept.newest_at is not None:
             clock.not_before(self._kept.newest_at)
         opened = _OpenInMemoryStore(
-            store_id=self._store_id, session=self._sessions + 1, after_crash=self._crashed, kept=self._kept
+            store_id=self._store_id, session=self._sessions + 1, crashed=self._crashed, kept=self._kept
         )
         self._is_open = True
         self._sessions += 1
-        self._crashed = False
         try:
             yield opened
         finally:
@@ -132,7 +132,7 @@ class InMemoryStore:
 class _OpenInMemoryStore:
     store_id: str
     session: int
-    after_crash: bool
+    crashed: frozenset[int]
     kept: _Kept
     closed: bool = False
     _index: HeaderIndex = attrs.field(factory=HeaderIndex, init=False)
@@ -145,6 +145,13 @@ class _OpenInMemoryStore:
     @property
     def location(self) -> str:
         return LOCATION
+
+    @property
+    def after_crash(self) -> bool:
+        return self.has_crashed(self.session - 1)
+
+    def has_crashed(self, session: int) -> bool:
+        return session in self.crashed
 
     async def allocate_number(self) -> int:
         return self._index.allocate_number()
