@@ -287,3 +287,29 @@ def test_ended_state_refuses_a_record_that_ends_no_run():
     header = InstanceHeader(number=1, workflow="w", instance_id="i", created_at=0, updated_at=0, session=1)
     with pytest.raises(AssertionError, match="run_started ends no run"):
         ended_state(header, RunStarted(instance=1, seq=2, at=0, session=1), {})
+
+
+@pytest.mark.parametrize("max_parked", [0, 1000])
+async def test_metadata_of_a_wait_is_the_same_parked_passivated_and_closed(
+    max_parked: int, place: Place, autojump_clock: object
+):
+    """
+    A listing shows where an instance waits and what the wait says, whether a task waits there or not.
+    """
+    point = memable.SuspendPoint("approval", bool)
+
+    @memable.workflow
+    async def asking(ctx: memable.Context, says: str | None) -> None:
+        ctx.set_status("asking")
+        await ctx.suspend(point, status=says)
+
+    seen = []
+    async with memable.open_engine(place.store(), workflows=[asking], max_parked=max_parked) as engine:
+        await engine.invoke(asking, "please", instance_id="a")
+        await engine.invoke(asking, None, instance_id="b")
+        await engine.wait_all()
+        await trio.testing.wait_all_tasks_blocked()
+        seen.append([(one.status.value, one.message, one.key) for one in await engine.list_instances()])
+    async with memable.open_engine(place.store()) as engine:
+        seen.append([(one.status.value, one.message, one.key) for one in await engine.list_instances()])
+    assert seen == [[("suspended", "please", "approval"), ("suspended", "asking", "approval")]] * 2

@@ -36,6 +36,13 @@ class Parking:
         self._work: trio.Event = trio.Event()
         self._lock = trio.Lock()
 
+    @property
+    def has_unrecorded(self) -> bool:
+        """
+        Whether a run waits, and that is not recorded yet.
+        """
+        return bool(self._unrecorded)
+
     def update(self, entry: Entry) -> None:
         """
         Take note of whether the run of an instance waits.
