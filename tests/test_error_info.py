@@ -306,3 +306,29 @@ def test_rename_reaches_the_leaves():
     """
     info = describe_exception(ExceptionGroup("g", [RefusedError("a")]))
     assert rename_error(info, {f"{__name__}.RefusedError": RejectedError}).matches(RejectedError)
+
+
+def test_info_of_a_failed_step_matches_what_the_step_failed_with():
+    """
+    An error that stands for another one matches that one, too, however often it is wrapped, and after a renaming.
+    """
+    step = memable.StepFailedError(
+        workflow="w",
+        instance_id="i",
+        key="k",
+        error=describe_exception(ConnectionResetError("gone")),
+        attempts=1,
+        retryable=True,
+    )
+    child = memable.ChildFailedError(workflow="w", instance_id="i", key="c", error=describe_exception(step))
+    for exc in (step, child, ExceptionGroup("both", [child, ConnectionAbortedError()])):
+        info = describe_exception(exc)
+        assert info.matches(ConnectionError)
+        assert not info.matches(KeyError)
+    info = rename_error(describe_exception(child), {"builtins.ConnectionResetError": Gone})
+    assert info.matches(Gone)
+    assert info.matches(memable.StepFailedError)
+
+
+class Gone(Exception):
+    """What a connection's reset is called now."""

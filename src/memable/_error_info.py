@@ -43,13 +43,16 @@ class ErrorInfo:
     "Qualified names of its base classes, nearest first, without ``object``."
     leaves: tuple[ErrorInfo, ...] = attrs.field(default=(), repr=False)
     "For an exception group, what is recorded of its leaves."
+    cause: ErrorInfo | None = attrs.field(default=None, repr=False)
+    "For an error of memable's that stands for another one, such as ``StepFailedError``, that one."
 
     def matches(self, *classes: builtins.type[BaseException]) -> bool:
         """
         Tell whether the recorded exception was an instance of one of *classes*.
 
         Compares qualified names, so the answer is the same live and on a replay, whatever was renamed since (see
-        ``aliases`` of ``open_engine``). A group also matches if each of its leaves does.
+        ``aliases`` of ``open_engine``). A group also matches if each of its leaves does, and an error that stands for
+        another one, such as ``StepFailedError``, if that one does.
 
         Raises:
             TypeError: One of *classes* is no class; a tuple of classes, for example.
@@ -59,6 +62,8 @@ class ErrorInfo:
                 raise TypeError(f"matches takes exception classes, one by one, not {cls!r}")
         names = {qualified_name(cls) for cls in classes}
         if not names.isdisjoint((self.type, *self.bases)):
+            return True
+        if self.cause is not None and self.cause.matches(*classes):
             return True
         return bool(self.leaves) and all(leaf.matches(*classes) for leaf in self.leaves)
 
@@ -90,10 +95,18 @@ def describe_exception(exc: BaseException) -> ErrorInfo:
                 type=qualified_name(type(leaf)),
                 message=_message(leaf),
                 bases=tuple(qualified_name(base) for base in type(leaf).__mro__[1:] if base is not object),
+                cause=_stood_for(leaf),
             )
             for leaf in leaves
         ),
+        cause=_stood_for(exc),
     )
+
+
+def _stood_for(exc: BaseException) -> ErrorInfo | None:
+    """Return what an error of memable's stands for; its traceback is in the text of that one already."""
+    info = getattr(exc, "error", None)
+    return attrs.evolve(info, traceback="") if isinstance(info, ErrorInfo) else None
 
 
 def rename_error(info: ErrorInfo, aliases: Mapping[str, type]) -> ErrorInfo:
@@ -115,6 +128,7 @@ def rename_error(info: ErrorInfo, aliases: Mapping[str, type]) -> ErrorInfo:
         type=renamed_type,
         bases=tuple(bases),
         leaves=tuple(rename_error(leaf, aliases) for leaf in info.leaves),
+        cause=None if info.cause is None else rename_error(info.cause, aliases),
     )
 
 
