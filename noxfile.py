@@ -33,7 +33,7 @@ def typing(session: nox.Session) -> None:
     Check types with mypy and pyright, and that the public interface is typed completely.
     """
     session.install(PACKAGE, "--group", "typing")
-    session.run("mypy", "src", "tests/typing_api.py", "noxfile.py")
+    session.run("mypy", "src", "tests/typing_api.py", "noxfile.py", "examples")
     # Without this pyright asks over the network whether there is a newer one.
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     session.run("pyright", env=quiet)
