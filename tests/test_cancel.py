@@ -682,3 +682,32 @@ async def test_waiters_of_a_cancelled_instance_are_all_told(place: Place, autoju
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(partial(engine.cancel, endless, "i", reason="why"))
     assert sorted(map(str, told)) == ["cancelled: why", "why", "why"]
+
+
+async def test_cancel_that_cannot_come_to_its_end_says_why(place: Place, autojump_clock: object):
+    """
+    A cancel of an instance that is Blocked by it raises WorkflowBlockedError; it is carried out once that is mended.
+    """
+    point = memable.SuspendPoint("point", bool)
+    undone: list[str] = []
+
+    async def undo() -> None:
+        undone.append("undone")
+
+    async def registering(ctx: memable.Context) -> None:
+        await ctx.compensate("undo", undo)
+        await ctx.suspend(point)
+
+    async def forgetful(ctx: memable.Context) -> None:
+        await ctx.suspend(point)
+
+    async with memable.open_engine(place.store(), workflows=[workflow_of(registering)]) as engine:
+        await (await engine.invoke("w", instance_id="i")).wait()
+    async with memable.open_engine(place.store(), workflows=[workflow_of(forgetful)]) as engine:
+        for _ in range(2):
+            with pytest.raises(memable.WorkflowBlockedError, match="'undo' were registered"):
+                await engine.cancel("w", "i", reason="enough")
+    async with memable.open_engine(place.store(), workflows=[workflow_of(registering)]) as engine:
+        await engine.wait_all()
+        assert await engine.state("w", "i") == memable.Cancelled("enough")
+    assert undone == ["undone"]

@@ -5,7 +5,9 @@ Cancellation at each checkpoint of each public operation, one after the other: n
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import attrs
@@ -215,6 +217,31 @@ IN_BODIES: list[tuple[Callable[[memable.Context, World], Awaitable[object]], obj
 ]
 
 
+def cancelled_body(
+    operation: Callable[[memable.Context, World], Awaitable[object]],
+    expected: object,
+    world: World,
+    count: int,
+    ended: list[bool],
+) -> memable.Workflow[[], None]:
+    """
+    Return a workflow that is cancelled in the midst of *operation*, and uses it again.
+    """
+
+    @memable.workflow
+    async def body(ctx: memable.Context) -> None:
+        # Only the run that gets here first is cancelled: those after it show what was lost.
+        value: object = CANCELLED
+        if not world.uses:
+            value = await cancel_at(count, lambda: operation(ctx, world), ended)
+        if value is CANCELLED:
+            world.uses += 1
+            value = await operation(ctx, world)
+        assert value == expected
+
+    return body
+
+
 @pytest.mark.parametrize("max_parked", [0, 1000])
 @pytest.mark.parametrize(("operation", "expected"), IN_BODIES)
 async def test_operation_of_a_context_is_cancelled_at_each_checkpoint(
@@ -231,23 +258,13 @@ async def test_operation_of_a_context_is_cancelled_at_each_checkpoint(
         world = World()
         ended: list[bool] = []
 
-        @memable.workflow
-        async def body(ctx: memable.Context) -> None:
-            # Only the run that gets here first is cancelled: those after it show what was lost.
-            value: object = CANCELLED
-            if not world.uses:
-                value = await cancel_at(count, lambda: operation(ctx, world), ended)  # noqa: B023
-            if value is CANCELLED:
-                world.uses += 1
-                value = await operation(ctx, world)
-            assert value == expected
-
+        body = cancelled_body(operation, expected, world, count, ended)
         before = trio.lowlevel.current_statistics().tasks_living
         here = empty_place(place, count)
         settings: dict[str, Any] = {"workflows": [body, child], "max_parked": max_parked}
         async with memable.open_engine(here.store(), **settings) as engine, trio.open_nursery() as nursery:
-            nursery.start_soon(approve, engine, body)
             invocation = await engine.invoke(body, instance_id="i")
+            nursery.start_soon(approve, engine, body)
             assert await ending_of(invocation) == memable.Completed(), count
             await engine.wait_all()
             nursery.cancel_scope.cancel()
@@ -271,8 +288,6 @@ async def approve(engine: memable.Engine, workflow: Any) -> None:
     """
     Answer once the instance waits.
     """
-    while await engine.metadata(workflow, "i") is None:
-        await trio.sleep(0.01)
     async for state in engine.subscribe(workflow, "i"):
         if isinstance(state, memable.Suspended) and state.key == APPROVAL.key:
             await trio.sleep(1)
@@ -337,18 +352,14 @@ async def use_resume_of_a_suspended(engine: memable.Engine) -> None:
 
 
 async def use_delete(engine: memable.Engine) -> None:
-    try:
+    with suppress(memable.InstanceNotFoundError):
         await engine.delete(patient, "failed")
-    except memable.InstanceNotFoundError:
-        pass
     assert await engine.metadata(patient, "failed") is None
 
 
 async def use_settle(engine: memable.Engine) -> None:
-    try:
+    with suppress(memable.SignalRejectedError):
         await engine.settle(effect, "e", "pay", value="paid")
-    except memable.SignalRejectedError:
-        pass
     assert await (await engine.get(effect, "e")).result() == "paid"
 
 
@@ -413,7 +424,7 @@ async def test_call_of_a_host_is_cancelled_at_each_checkpoint(
         ended: list[bool] = []
         async with memable.open_engine(here.store(), **settings) as engine:
             assert isinstance(await (await engine.get(patient, "i")).wait(), memable.Suspended)
-            await cancel_at(count, lambda: call(engine), ended)  # noqa: B023
+            await cancel_at(count, partial(call, engine), ended)
             if not ended[0]:
                 await call(engine)
         assert trio.lowlevel.current_statistics().tasks_living == before

@@ -325,10 +325,10 @@ def test_info_of_a_failed_step_matches_what_the_step_failed_with():
         info = describe_exception(exc)
         assert info.matches(ConnectionError)
         assert not info.matches(KeyError)
-    info = rename_error(describe_exception(child), {"builtins.ConnectionResetError": Gone})
-    assert info.matches(Gone)
+    info = rename_error(describe_exception(child), {"builtins.ConnectionResetError": GoneError})
+    assert info.matches(GoneError)
     assert info.matches(memable.StepFailedError)
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """What a connection's reset is called now."""

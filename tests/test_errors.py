@@ -108,8 +108,8 @@ ERRORS: list[tuple[memable.MemableError, str, tuple[type, ...]]] = [
     (
         memable.NonDurableDeadlineError(**INSTANCE, key="k", operation="suspend"),
         (
-            f"{HERE}, key 'k': ctx.suspend inside a deadline of trio's, which a crash or a passivation would begin anew; "
-            "use 'async with ctx.move_on_after(key, seconds)' or ctx.fail_after(key, seconds) or suspend(..., "
+            f"{HERE}, key 'k': ctx.suspend inside a deadline of trio's, which a crash or a passivation would begin "
+            "anew; use 'async with ctx.move_on_after(key, seconds)' or ctx.fail_after(key, seconds) or suspend(..., "
             "timeout=...)"
         ),
         (memable.WorkflowCodeError,),
@@ -117,8 +117,8 @@ ERRORS: list[tuple[memable.MemableError, str, tuple[type, ...]]] = [
     (
         memable.CompensationLostError(**INSTANCE, keys=("a", "b")),
         (
-            f"{HERE}: compensations 'a', 'b' were registered, but the code does not register them any more; let it call "
-            "ctx.compensate with these keys again, then it goes on at the next open or engine.resume(...)"
+            f"{HERE}: compensations 'a', 'b' were registered, but the code does not register them any more; let it "
+            "call ctx.compensate with these keys again, then it goes on at the next open or engine.resume(...)"
         ),
         (memable.WorkflowCodeError,),
     ),

@@ -30,22 +30,19 @@ from memable._records import (
     InstanceSuspended,
     IntentWithdrawn,
     RunStarted,
-    ScopeStarted,
     SignalKept,
     SignalReceived,
     StepCompleted,
     StepFailed,
-    WaitAbandoned,
-    WaitStarted,
 )
 from memable._states import MetadataStatus
 from sample_histories import ENDINGS, FACTS, STARTED, VALUE, history, record
 
 #: What leaves a suspended instance suspended, and a running one running.
-QUIET = (WaitStarted, ScopeStarted, SignalKept, WaitAbandoned, IntentWithdrawn, CancelRequested)
+QUIET = (SignalKept, CancelRequested)
 #: What puts an instance somewhere by itself.
 DECISIVE = (RunStarted, InstanceResumed, InstanceBlocked, InstanceSuspended, InstanceRetired, *ENDINGS)
-#: What ends a wait, or shows that the run does something.
+#: What begins or ends a wait, or shows that the run does something.
 BUSY = tuple(cls for cls in FACTS if cls not in (*QUIET, *DECISIVE))
 WITH_STATUS = tuple(cls for cls in FACTS if "status" in attrs.fields_dict(cls))
 
@@ -123,10 +120,14 @@ def test_header_of_a_new_run_is_running(cls: type[InstanceRecord]):
 def test_header_of_a_resumed_instance_is_open_again():
     """
     A resume overtakes everything that had ended or held up the instance; beginning anew, its status message, too.
+
+    A request to cancel that was not carried out yet is not overtaken, unless the instance begins anew.
     """
     before: list[Any] = [(StepCompleted, {"status": "a"}), CancelRequested, (InstanceBlocked, {"needs_resume": True})]
     folded = header(*before, (InstanceResumed, {}))
-    assert (folded.cancel_requested, folded.needs_resume, folded.message) == (False, False, "a")
+    assert (folded.cancel_requested, folded.needs_resume, folded.message) == (True, False, "a")
+    assert not header(*before, (InstanceResumed, {"anew": True})).cancel_requested
+    assert not header(*before, InstanceCancelled, (InstanceResumed, {})).cancel_requested
     assert header(*before, (InstanceResumed, {"anew": True})).message is None
     assert header(InstanceFailed, InstanceResumed).completed_at is None
 

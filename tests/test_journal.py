@@ -52,6 +52,10 @@ def journal(*kinds: Any) -> Journal:
     return journal_of(history(*kinds))
 
 
+def _failed(folded: Journal) -> set[str]:
+    return {path for path in folded.memos if folded.has_failed(path)}
+
+
 def test_journal_begins_with_a_start():
     """
     A journal begins with the start of its instance, and knows nothing else then.
@@ -149,15 +153,25 @@ def test_journal_remembers_what_is_open():
     assert [journal(cls).ending for cls in ENDINGS] == [record(cls) for cls in ENDINGS]
 
 
-@pytest.mark.parametrize("cls", [InstanceBlocked, CancelRequested, *ENDINGS])
+@pytest.mark.parametrize("cls", [InstanceBlocked, *ENDINGS])
 def test_journal_of_a_resumed_instance_is_open_again(cls: type[InstanceRecord]):
     """
-    A resume overtakes endings, blocks and requests to cancel; memos stand.
+    A resume overtakes endings, the cancellations carried out by them, and blocks; memos stand.
     """
-    folded = journal(StepCompleted, cls, InstanceResumed)
+    before = () if cls is InstanceBlocked else (CancelRequested,)
+    folded = journal(StepCompleted, *before, cls, InstanceResumed)
     assert (folded.ending, folded.blocked, folded.cancel_requested) == (None, None, None)
     assert set(folded.memos) == {"k"}
     assert folded.generation("k") == 0
+
+
+def test_journal_keeps_a_request_to_cancel_that_was_not_carried_out():
+    """
+    A resume does not overtake a request to cancel an instance that has not ended, unless it begins anew.
+    """
+    assert journal(CancelRequested, InstanceResumed).cancel_requested == record(CancelRequested)
+    assert journal(CancelRequested, InstanceBlocked, InstanceResumed).cancel_requested is not None
+    assert journal(CancelRequested, (InstanceResumed, {"anew": True})).cancel_requested is None
 
 
 def test_journal_clears_failures_within_their_generation():
@@ -302,13 +316,13 @@ def test_journal_does_not_wait_within_what_is_decided():
     assert cleared.waiting_paths() == ["f/3", "f/1/wait", "f/2/k"]
 
 
-STILL_SUSPENDED = (WaitStarted, ScopeStarted, SignalKept, WaitAbandoned, IntentWithdrawn, CancelRequested)
+STILL_SUSPENDED = (SignalKept, CancelRequested)
 
 
 @pytest.mark.parametrize("cls", [cls for cls in FACTS if cls is not InstanceRetired])
 def test_journal_is_suspended_until_something_happens(cls: type[InstanceRecord]):
     """
-    What ends a wait, or shows that a run does something, ends a suspension; the rest does not.
+    What ends a wait, or shows that a run does something, be it to wait elsewhere, ends a suspension; the rest does not.
     """
     suspended = (InstanceSuspended, {"path": "k"})
     folded = journal(suspended, cls)
@@ -341,8 +355,8 @@ def test_journal_keeps_scopes_and_what_became_of_them():
     folded = journal(ScopeStarted, (ScopeEnded, {"expired": True}))
     assert folded.scopes == {"scope": record(ScopeStarted)}
     assert folded.memos == {"scope": record(ScopeEnded, 3, expired=True)}
-    assert folded.failed_paths() == {"scope"}
-    assert journal(ScopeStarted, ScopeEnded).failed_paths() == set()
+    assert _failed(folded) == {"scope"}
+    assert _failed(journal(ScopeStarted, ScopeEnded)) == set()
 
 
 def test_journal_keeps_children():
@@ -383,9 +397,9 @@ def test_journal_knows_failures_that_are_raised():
     The failures that a resume may clear are those that a replay raises.
     """
     kinds: list[Any] = [StepFailed, SuspendTimedOut, (ScopeEnded, {"expired": True}), BranchFailed, CallFailed]
-    assert journal(*kinds).failed_paths() == {"k", "wait", "scope", "f/0", "call"}
-    assert journal(FanOutFailed).failed_paths() == {"f"}
-    assert journal(StepCompleted, SignalReceived, ScopeEnded, BranchCompleted, CallCompleted).failed_paths() == set()
+    assert _failed(journal(*kinds)) == {"k", "wait", "scope", "f/0", "call"}
+    assert _failed(journal(FanOutFailed)) == {"f"}
+    assert _failed(journal(StepCompleted, SignalReceived, ScopeEnded, BranchCompleted, CallCompleted)) == set()
 
 
 @pytest.mark.parametrize(
@@ -612,6 +626,45 @@ def test_journal_drops_what_a_fan_out_has_served():
     folded = journal(CompensationRegistered, *branches)
     folded.drop_served("f")
     assert {"f/0", "f/1"} <= folded.known_paths()
+
+
+def test_journal_drops_single_children_and_brings_them_back():
+    """
+    Children whose outcomes the body has got are dropped one by one, and come back from the whole journal if asked for.
+    """
+    records: list[Any] = [
+        *everything_at("f/0"),
+        (BranchCompleted, {"digest": "d0"}),
+        (BranchStarted, {"path": "f/1", "workflow": "child"}),
+        (BranchCompleted, {"path": "f/1", "index": 1}),
+        (CompensationRegistered, {"path": "f/2/undo"}),
+        (BranchCompleted, {"path": "f/2", "index": 2, "digest": "d2"}),
+    ]
+    folded, whole = journal(*records), journal(*records)
+    for child in ("f/0", "f/1", "f/2"):
+        folded.drop_child("f", child)
+    # One child has not ended and ends with the instance; one may be needed to undo something.
+    assert folded.known_paths() == {"f", "f/0/call", "f/2", "f/2/undo"}
+    assert folded.fan_outs["f"].digests == {"2": "d2"}
+    assert folded.thinned == {"f"}
+    folded.restore_children("f", whole)
+    assert {path: folded.memos.get(path) for path in ("f/0", "f/1", "f/2")} == {
+        path: whole.memos[path] for path in ("f/0", "f/1", "f/2")
+    }
+    assert folded.fan_outs["f"] == whole.fan_outs["f"]
+    assert folded.thinned == set()
+
+
+def test_journal_tells_what_is_decided():
+    """
+    What has an outcome is decided, and so is all that it contains.
+    """
+    folded = journal((BranchCompleted, {"digest": "d0"}), StepCompleted)
+    assert [path for path in ("f", "f/0", "f/0/s", "f/1", "k", "k2") if folded.is_decided(path)] == [
+        "f/0",
+        "f/0/s",
+        "k",
+    ]
 
 
 @pytest.mark.parametrize("count", [30_000])

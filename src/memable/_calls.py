@@ -15,7 +15,6 @@ from ._encoded import Encoded
 from ._error_info import ErrorInfo, describe_exception, rename_error
 from ._errors import (
     ChildFailedError,
-    MemableError,
     MisuseError,
     SerializationError,
     TypeMismatchError,
@@ -33,6 +32,7 @@ from ._records import (
     InstanceStarted,
 )
 from ._run import Place, Run, child_instance_id
+from ._states import MetadataStatus
 from ._step import refuse
 from ._wait import Wait
 from ._waiting import refuse_plain_deadline
@@ -42,6 +42,36 @@ START_KIND = "a start"
 
 ChildOutcome: TypeAlias = Encoded | ErrorInfo
 "What a child instance returned, or what it failed with."
+
+
+@attrs.frozen
+class ChildCall:
+    """
+    One use of a path as a child instance.
+    """
+
+    operation: str
+    "What was called."
+    path: str
+    "Where the child is in its parent."
+    definition: Workflow[..., Any]
+    "Its workflow."
+    args: tuple[object, ...]
+    index: int | None = None
+    "For a child of a fan-out, the place of its item."
+    digest: str | None = None
+    "For a child of a fan-out, the digest of its item."
+    detached: bool = False
+    "Whether it lives on its own."
+
+    def facts(self) -> tuple[type[BranchStarted | ChildStarted], dict[str, Any]]:
+        """
+        Return what the parent records of its start: the record's class and fields.
+        """
+        facts: dict[str, Any] = {"path": self.path, "workflow": self.definition.name}
+        if self.index is not None:
+            return BranchStarted, facts | {"index": self.index, "digest": self.digest}
+        return ChildStarted, facts | {"detached": self.detached}
 
 
 async def perform_call(run: Run, place: Place, key: str, workflow: Any, args: tuple[object, ...]) -> Any:
@@ -60,7 +90,7 @@ async def perform_call(run: Run, place: Place, key: str, workflow: Any, args: tu
         memo = run.journal.memos.get(path)
         if memo is None:
             refuse_plain_deadline(run, path, "call")
-            outcome = await await_child(run, place, "call", path, definition, args)
+            outcome = await await_child(run, place, ChildCall("call", path, definition, args))
             # Read before it counts: what cannot be read is not to be recorded.
             result = _result_of(run, path, definition, outcome)
             if isinstance(outcome, ErrorInfo):
@@ -71,8 +101,7 @@ async def perform_call(run: Run, place: Place, key: str, workflow: Any, args: tu
         else:
             assert isinstance(memo, (CallCompleted, CallFailed))
             result = _result_of(run, path, definition, memo.value if isinstance(memo, CallCompleted) else memo.error)
-            run.after_memo()
-            await trio.lowlevel.checkpoint()
+            await run.serve_memo()
     except BaseException as exc:
         await refuse(run, place, path, exc)
         raise
@@ -94,12 +123,10 @@ async def perform_start(run: Run, place: Place, key: str, workflow: Any, args: t
         path = run.claim("start", place, key, START_KIND)
         definition = _check(run, path, workflow)
         if path in run.journal.detached:
-            run.after_memo()
-            await trio.lowlevel.checkpoint()
+            await run.serve_memo()
         else:
             await run.proceed("start")
-            record: dict[str, Any] = {"path": path, "workflow": definition.name, "detached": True}
-            await _start(run, place, "start", path, definition, args, ChildStarted, record)
+            await _start(run, place, ChildCall("start", path, definition, args, detached=True))
             await trio.lowlevel.checkpoint_if_cancelled()
     except BaseException as exc:
         await refuse(run, place, path, exc)
@@ -107,49 +134,31 @@ async def perform_start(run: Run, place: Place, key: str, workflow: Any, args: t
     return child_instance_id(run, path)
 
 
-async def await_child(
-    run: Run,
-    place: Place,
-    operation: str,
-    path: str,
-    definition: Workflow[..., Any],
-    args: tuple[object, ...],
-    index: int | None = None,
-    digest: str | None = None,
-) -> ChildOutcome:
+async def await_child(run: Run, place: Place, call: ChildCall) -> ChildOutcome:
     """
-    Start the child instance at *path*, if that was not done before, and wait for its end.
+    Start a child instance, if that was not done before, and wait for its end.
 
     Args:
         run: The parent's.
         place: Where it was called.
-        operation: What was called.
-        path: Where the child is in the parent.
-        definition: The child's workflow.
-        args: Its arguments.
-        index: For a child of a fan-out, the place of its item.
-        digest: For a child of a fan-out, the digest of its item.
+        call: What was called.
     """
-    await run.proceed(operation)
+    await run.proceed(call.operation)
+    path, name = call.path, call.definition.name
     recorded = run.journal.children.get(path)
     if recorded is None:
-        if index is None:
-            record: dict[str, Any] = {"path": path, "workflow": definition.name}
-            await _start(run, place, operation, path, definition, args, ChildStarted, record)
-        else:
-            record = {"path": path, "workflow": definition.name, "index": index, "digest": digest}
-            await _start(run, place, operation, path, definition, args, BranchStarted, record)
-    elif recorded != definition.name:
-        problem = f"the child was started as workflow {recorded!r}, and is now called as {definition.name!r}"
+        await _start(run, place, call)
+    elif recorded != name:
+        problem = f"the child was started as workflow {recorded!r}, and is now called as {name!r}"
         raise run.misuse(f"{problem}; use a new key for another workflow", path)
-    entry = await run.host.find_child(definition.name, child_instance_id(run, path))
+    instance_id = child_instance_id(run, path)
+    entry = await run.host.find_child(name, instance_id)
     if entry is None:
-        # Somebody deleted it.
-        return describe_exception(
-            WorkflowCancelledError(
-                workflow=definition.name, instance_id=child_instance_id(run, path), reason="it was deleted"
-            )
-        )
+        # It had ended, else nobody could have deleted it.
+        return _cancellation(name, instance_id, "it was deleted")
+    if entry.header.status is not MetadataStatus.COMPLETED:
+        # It might never run, and a resume not mend its failure, and nobody would learn why.
+        check_registered(run, path, call.definition)
     wait = Wait(path, is_for_child=True)
     while not entry.header.status.is_terminal:
         wait.is_listed = not entry.is_executing
@@ -159,65 +168,65 @@ async def await_child(
             await run.wait(wait)
         finally:
             entry.watchers.discard(wake)
-        if run.leaving is not None or run.is_over:
+        if run.leaving is not None:
             await trio.lowlevel.checkpoint_if_cancelled()
-            raise run.run_ended(operation)
-    return _outcome_of(definition.name, child_instance_id(run, path), await run.host.load(entry))
+            raise run.run_ended(call.operation)
+    return _outcome_of(name, instance_id, await run.host.load(entry))
 
 
 def _waker(run: Run, wait: Wait) -> Callable[[], None]:
     return lambda: run.wake(wait)
 
 
-async def _start(
-    run: Run,
-    place: Place,
-    operation: str,
-    path: str,
-    definition: Workflow[..., Any],
-    args: tuple[object, ...],
-    cls: Any,
-    facts: dict[str, Any],
-) -> None:
+async def _start(run: Run, place: Place, call: ChildCall) -> None:
     """Record a child instance in its parent and in its own right, whole or not at all, and let it run."""
+    check_registered(run, call.path, call.definition)
     services = run.services
-    try:
-        definition.signature.bind(*args)
-        annotations = services.annotations.parameter_annotations(definition.fn, True, len(args))
-        given = services.codec.encode_arguments(args, annotations)
-    except (MisuseError, SerializationError) as error:
-        raise run.misuse(f"the arguments for workflow {definition.name!r}: {error.problem}", path) from error
-    except TypeError as error:
-        problem = f"the arguments for workflow {definition.name!r} do not fit its signature {definition.signature}"
-        raise run.misuse(f"{problem} ({error})", path) from None
-    instance_id = child_instance_id(run, path)
-    existing = await run.host.find_child(definition.name, instance_id)
+    given = _encode_arguments(run, call)
+    instance_id = child_instance_id(run, call.path)
+    cls, facts = call.facts()
+    existing = await run.host.find_child(call.definition.name, instance_id)
     if existing is not None:
         # Its parent's record of it was forgotten, and it was not: it lives on its own.
-        await run.record(operation, place, cls, **facts)
+        if existing.header.detached is not call.detached:
+            problem = "an earlier run has started a child instance here that lives on its own, for ctx.start"
+            raise run.misuse(f"{problem}; use a new key for ctx.{call.operation}", call.path)
+        await run.record(call.operation, place, cls, **facts)
         return
     started = InstanceStarted(
         instance=await services.store.allocate_number(),
         seq=1,
         at=services.clock.now(),
         session=services.store.session,
-        workflow=definition.name,
+        workflow=call.definition.name,
         instance_id=instance_id,
         input=given,
         parent=f"{run.workflow_name}/{run.instance_id}",
-        detached=bool(facts.get("detached")),
+        detached=call.detached,
     )
     entry = run.host.expect_child(started)
     try:
-        await run.record(operation, place, cls, beside=(started,), **facts)
+        await run.record(call.operation, place, cls, beside=(started,), **facts)
     finally:
         await run.host.settle_child(entry, started)
+
+
+def _encode_arguments(run: Run, call: ChildCall) -> Encoded:
+    services, definition, args = run.services, call.definition, call.args
+    what = f"the arguments for workflow {definition.name!r}"
+    try:
+        definition.signature.bind(*args)
+        annotations = services.annotations.parameter_annotations(definition.fn, True, len(args))
+        return services.codec.encode_arguments(args, annotations)
+    except (MisuseError, SerializationError) as error:
+        raise run.misuse(f"{what}: {error.problem}", call.path) from error
+    except TypeError as error:
+        raise run.misuse(f"{what} do not fit its signature {definition.signature} ({error})", call.path) from None
 
 
 def _check(run: Run, path: str, workflow: Any) -> Workflow[..., Any]:
     if not isinstance(workflow, Workflow):
         raise run.misuse(f"{workflow!r} is not a workflow; decorate its function with @memable.workflow", path)
-    check_registered(run, path, workflow)
     return workflow
 
 
@@ -252,11 +261,15 @@ def _outcome_of(workflow: str, instance_id: str, journal: Journal) -> ChildOutco
         case InstanceFailed(error=error):
             return error
         case InstanceCancelled(reason=reason):
-            cancelled: MemableError = WorkflowCancelledError(workflow=workflow, instance_id=instance_id, reason=reason)
-            # What people read; where it was raised from tells them nothing.
-            return attrs.evolve(describe_exception(cancelled), traceback="")
+            return _cancellation(workflow, instance_id, reason)
         case _:
             raise AssertionError(f"instance {instance_id!r} has not ended")
+
+
+def _cancellation(workflow: str, instance_id: str, reason: str | None) -> ErrorInfo:
+    cancelled = WorkflowCancelledError(workflow=workflow, instance_id=instance_id, reason=reason)
+    # It was never raised, so a traceback tells nothing.
+    return attrs.evolve(describe_exception(cancelled), traceback="")
 
 
 def child_failure(

@@ -10,10 +10,10 @@ import attrs
 import trio
 
 from ._decide import fatal_leaves, find_code_error
-from ._errors import CompensationLostError, MisuseError, WorkflowCodeError
+from ._errors import CompensationLostError, MisuseError, SerializationError, WorkflowCodeError
 from ._records import CompensationRegistered
 from ._run import Place, Run
-from ._step import Step, execute_step, find_misused_settings, refuse
+from ._step import Step, execute_step, find_misused_settings, find_unfit_arguments, refuse
 from ._step_misuse import find_misuse
 
 COMPENSATION_KIND = "a compensation"
@@ -37,11 +37,15 @@ async def perform_compensate(run: Run, place: Place, key: str, step: Step) -> No
     try:
         path = run.claim("compensate", place, key, COMPENSATION_KIND, step.fn)
         problem = find_misuse("step", step.fn, step.unknown) or find_misused_settings(step)
+        if problem is None:
+            # Once it is to run, it is too late to tell the author.
+            problem = find_unfit_arguments(step)
         if problem is not None:
             raise run.misuse(problem.replace("ctx.step(", "ctx.compensate("), path)
         try:
             annotation = run.services.annotations.return_annotation(step.fn)
-        except MisuseError as error:
+            run.services.codec.check(annotation)
+        except (MisuseError, SerializationError) as error:
             raise run.misuse(error.problem, path) from None
         registered = _Registered(step, annotation)
         if path in run.journal.compensations:

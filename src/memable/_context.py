@@ -323,7 +323,8 @@ class Context:
             key: Names the fan-out within the instance.
             fn: An async function; keys in it do not clash between children. Or a workflow: then each child is an
                 instance of its own, linked to this one.
-            items: Any iterable. Gone through again at each replay, so it must give the same items again; more may follow.
+            items: Any iterable. Gone through again at each replay, so it must give the same items again; more may
+                follow.
             limit: At most so many children run at once; None for no limit.
             item_key: Names each child by its item; by its place if left out.
 

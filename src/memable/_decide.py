@@ -179,7 +179,7 @@ def decide_ending(facts: RunFacts, exc: BaseException | None) -> Ending:
         return Block(getattr(code_error, "key", None), describe_exception(code_error), failed_paths, code_error)
     if exc is None:
         return Complete()
-    if facts.is_behind and not _is_recorded_failure(facts, exc):
+    if facts.is_behind and not is_recorded_failure(facts, exc):
         return Block(None, describe_exception(exc), failed_paths, exc)
     return Fail(describe_exception(exc), failed_paths)
 
@@ -191,7 +191,7 @@ def find_code_error(exc: BaseException) -> WorkflowCodeError | None:
     return next((one for one in related_to(exc) if isinstance(one, WorkflowCodeError)), None)
 
 
-def _is_recorded_failure(facts: RunFacts, exc: BaseException, depth: int = 0) -> bool:
+def is_recorded_failure(facts: RunFacts, exc: BaseException, depth: int = 0) -> bool:
     """
     Tell whether *exc* is a recorded failure, was raised ``from`` one, or is a group of nothing else.
 
@@ -201,12 +201,12 @@ def _is_recorded_failure(facts: RunFacts, exc: BaseException, depth: int = 0) ->
         return False
     if isinstance(exc, BaseExceptionGroup):
         return all(
-            isinstance(one, facts.cancelled_type) or _is_recorded_failure(facts, one, depth + 1)
+            isinstance(one, facts.cancelled_type) or is_recorded_failure(facts, one, depth + 1)
             for one in exc.exceptions
         )
     if _failed_path(facts, exc) is not None:
         return True
-    return exc.__cause__ is not None and _is_recorded_failure(facts, exc.__cause__, depth + 1)
+    return exc.__cause__ is not None and is_recorded_failure(facts, exc.__cause__, depth + 1)
 
 
 def failed_paths_of(facts: RunFacts, exc: BaseException) -> tuple[str, ...]:
@@ -223,4 +223,5 @@ def _failed_path(facts: RunFacts, exc: BaseException) -> str | None:
         return None
     key: object = getattr(exc, "key", None)
     where = (getattr(exc, "workflow", None), getattr(exc, "instance_id", None))
-    return key if where == (facts.workflow, facts.instance_id) and key in facts.failed_paths else None
+    is_here = where == (facts.workflow, facts.instance_id)
+    return key if is_here and isinstance(key, str) and key in facts.failed_paths else None

@@ -137,7 +137,7 @@ async def _end(run: Run, exc: BaseException | None, *, returned: bool, value: ob
 
 
 def _decide(run: Run, exc: BaseException | None, value: object) -> Ending:
-    ending = decide_ending(run.facts(), exc)
+    ending = decide_ending(run.facts(exc), exc)
     if not isinstance(ending, Complete):
         return ending
     try:

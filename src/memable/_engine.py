@@ -312,16 +312,40 @@ class Engine:
 
     # Answering -----------------------------------------------------------------------------------------------
 
+    @overload
     async def signal(
         self,
-        workflow: Workflow[P, R] | str,
+        workflow: Workflow[P, R],
         instance_id: str,
         point: SuspendPoint[T],
         payload: T,
         *,
         within: str | None = None,
         early: Literal["reject", "keep"] = "reject",
-    ) -> Invocation[R]:
+    ) -> Invocation[R]: ...
+
+    @overload
+    async def signal(
+        self,
+        workflow: str,
+        instance_id: str,
+        point: SuspendPoint[T],
+        payload: T,
+        *,
+        within: str | None = None,
+        early: Literal["reject", "keep"] = "reject",
+    ) -> Invocation[Any]: ...
+
+    async def signal(
+        self,
+        workflow: Any,
+        instance_id: str,
+        point: SuspendPoint[T],
+        payload: T,
+        *,
+        within: str | None = None,
+        early: Literal["reject", "keep"] = "reject",
+    ) -> Invocation[Any]:
         """
         Deliver *payload* to a suspend point at which an instance waits. A checkpoint.
 
@@ -372,7 +396,7 @@ class Engine:
 
     @overload
     async def settle(
-        self, workflow: Workflow[..., Any] | str, instance_id: str, key: str, *, error: BaseException
+        self, workflow: Workflow[..., Any] | str, instance_id: str, key: str, *, error: Exception
     ) -> None: ...
 
     @overload
@@ -387,7 +411,7 @@ class Engine:
         key: str,
         *,
         value: object = _NOTHING,
-        error: BaseException | None = None,
+        error: Exception | None = None,
         rerun: bool = False,
     ) -> None:
         """
@@ -451,6 +475,8 @@ class Engine:
 
         Raises:
             InstanceNotFoundError: The store has no such instance.
+            WorkflowBlockedError: It cannot end by itself: a compensation is lost, say. The request stands, and is
+                carried out once the code is mended.
             EngineStoppedError: The engine stopped before the instance had ended.
 
         Durability:
@@ -612,7 +638,7 @@ class Engine:
     def _calling_run(self) -> Run | None:
         """Return the run of this engine inside whose body, or a step of it, the current task was started."""
         run = current_run.get()
-        return run if run is not None and run.services is self._services and not run.has_ended else None
+        return run if run is not None and run.services is self._services and run.is_calling else None
 
     def _refuse_stopped(self, operation: str) -> None:
         if self._supervisor.is_stopping or self._instances.is_closed:

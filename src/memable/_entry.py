@@ -88,7 +88,7 @@ class Entry:
         """
         Whether it runs here, and does not wait.
         """
-        return self.is_live and (self.run is None or not self.run.is_waiting)
+        return self.is_live and (self.run is None or not self.run.is_suspended)
 
     def notify(self) -> None:
         """

@@ -372,9 +372,9 @@ class ItemsChangedError(WorkflowCodeError):
     def __str__(self) -> str:
         what = "is missing" if self.is_missing else "is another one than the one that is recorded"
         return (
-            f"{_of(self.workflow, self.instance_id, self.key)}: the item of child {self.item_key!r} (index {self.index}) "
-            f"{what}; give the same items again (more may follow them), name children by item_key=, make the items "
-            f"in a step, or use a new key"
+            f"{_of(self.workflow, self.instance_id, self.key)}: the item of child {self.item_key!r} "
+            f"(index {self.index}) {what}; give the same items again (more may follow them), name children by item_key=, "
+            f"make the items in a step, or use a new key"
         )
 
 
@@ -396,8 +396,8 @@ class NonDurableDeadlineError(WorkflowCodeError):
     def __str__(self) -> str:
         remedy = "or suspend(..., timeout=...)" if self.operation == "suspend" else "around it"
         return (
-            f"{_of(self.workflow, self.instance_id, self.key)}: ctx.{self.operation} inside a deadline of trio's, which "
-            f"a crash or a passivation would begin anew; use 'async with ctx.move_on_after(key, seconds)' or "
+            f"{_of(self.workflow, self.instance_id, self.key)}: ctx.{self.operation} inside a deadline of trio's, "
+            f"which a crash or a passivation would begin anew; use 'async with ctx.move_on_after(key, seconds)' or "
             f"ctx.fail_after(key, seconds) {remedy}"
         )
 
@@ -449,9 +449,9 @@ class OutcomeUnknownError(WorkflowCodeError):
     def __str__(self) -> str:
         probed = f" (the probe failed with {self.error})" if self.error is not None else ""
         return (
-            f"{_of(self.workflow, self.instance_id, self.key)}: the effect had begun when its run was cut short, and its "
-            f"outcome is unknown{probed}; find out whether it happened, then engine.settle(..., value=... or error=... "
-            f"or rerun=True)"
+            f"{_of(self.workflow, self.instance_id, self.key)}: the effect had begun when its run was cut short, and "
+            f"its outcome is unknown{probed}; find out whether it happened, then engine.settle(..., value=... or "
+            f"error=... or rerun=True)"
         )
 
 
@@ -590,8 +590,8 @@ class SignalSupersededError(_InstanceError):
 
     def __str__(self) -> str:
         return (
-            f"{_of(self.workflow, self.instance_id, self.key)}: another signal or the timeout was first, so nothing was "
-            f"delivered; the instance goes on with that"
+            f"{_of(self.workflow, self.instance_id, self.key)}: another signal or the timeout was first, so nothing "
+            f"was delivered; the instance goes on with that"
         )
 
 

@@ -4,45 +4,38 @@ Runs one function for many items, each in a place of its own, and records each o
 
 from __future__ import annotations
 
-import hashlib
+import inspect
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import attrs
 import trio
 
-from ._calls import ChildOutcome, await_child, child_failure
+from ._calls import ChildCall, await_child, child_failure
 from ._decide import failed_paths_of, fatal_leaves, find_code_error
 from ._definition import Workflow
 from ._encoded import Encoded
 from ._error_info import ErrorInfo, describe_exception, rename_error
-from ._errors import (
-    ChildFailedError,
-    DuplicateKeyError,
-    InvalidKeyError,
-    ItemsChangedError,
-    MisuseError,
-    RunEndedError,
-    SerializationError,
-    TypeMismatchError,
-)
+from ._errors import ChildFailedError, MisuseError, RunEndedError, SerializationError, TypeMismatchError
+from ._items import Child, Items
 from ._journal import FanOutItems
-from ._json import canonical
-from ._keys import SEPARATOR, check_key
+from ._keys import SEPARATOR
 from ._numbers import is_count
 from ._records import BranchCompleted, BranchFailed, FanOutFailed
 from ._related import leaves_of, related_to
-from ._run import Place, Run, call_unprotected
+from ._run import Place, Run, child_instance_id
 from ._step import refuse
+from ._step_misuse import find_misuse
+from ._waiting import refuse_plain_deadline
 
 T = TypeVar("T")
 
 FAN_OUT_KIND = "a fan-out"
 
-#: Digests are to tell items apart, not to resist attacks: so many hexadecimal digits.
-DIGEST_DIGITS = 32
+#: Going through recorded children, other tasks get a turn after so many.
+CHILDREN_PER_TURN = 200
 
 
 @attrs.frozen
@@ -85,23 +78,6 @@ class FanOut:
     "Whether failures are collected; else the first one ends it."
     make_context: Callable[[Run, Place], Any]
     "Makes the context of a child."
-    returns: Any = None
-
-
-@attrs.define
-class _Child:
-    index: int
-    name: str
-    path: str
-    item: Any
-    digest: str
-
-
-@attrs.define(eq=False)
-class _Failure:
-    """What ended the fan-out early."""
-
-    error: BaseException
 
 
 class _Members:
@@ -122,11 +98,9 @@ class _Members:
             await self._pause()
 
     async def wait_empty(self) -> None:
-        """Wait until no child runs."""
-        self._limit = 0 if not self._count else 1
-        while self._count:
-            self._limit = 1
-            await self._pause()
+        """Wait until no child runs. None is started after that."""
+        self._limit = 1
+        await self.wait_room()
 
     def add(self) -> None:
         """Count a child that is about to start."""
@@ -169,8 +143,7 @@ async def perform_fan_out(run: Run, place: Place, key: str, fan_out: FanOut) -> 
     path: str | None = None
     try:
         path = run.claim(fan_out.operation, place, key, FAN_OUT_KIND)
-        work = _FanOutWork(run, place, path, fan_out)
-        outcomes = await work.perform()
+        outcomes = await _FanOutWork(run, place, path, fan_out).perform()
         run.journal.drop_served(path)
         await trio.lowlevel.checkpoint_if_cancelled()
     except BaseException as exc:
@@ -187,165 +160,136 @@ class _FanOutWork:
         self._place = place
         self._path = path
         self._fan_out = fan_out
+        self._item_annotation, self._annotation = self._check()
         self._outcomes: list[Any] = []
-        self._failure: _Failure | None = None
-        self._seen: set[str] = set()
-        self._item_annotation: Any = None
-        self._annotation: Any = None
+        self._failed: ChildFailedError | None = None
+        "What it failed with, once that is on its way to the store."
+        self._unrecorded: list[BaseException] = []
+        "What ends it and is no outcome."
+        self._needed_again: set[str] = set()
+        "Names of children that have an outcome, and are to register their compensations again."
+        self._scope = trio.CancelScope()
+        "Around the children; replaced by that of their nursery."
 
-    async def perform(self) -> list[Any] | ChildFailedError:
-        """Run what has no outcome yet."""
-        self._check()
-        run = self._run
-        run.after_memo()
-        recorded = run.journal.fan_outs.get(self._path, FanOutItems())
-        children = self._children()
-        known = self._compare(children, recorded)
-        failed = run.journal.memos.get(self._path)
-        if isinstance(failed, FanOutFailed) and not run.is_memo_only:
-            await trio.lowlevel.checkpoint()
-            return self._failed_error(failed)
-        # Only cancelled by what cancels the caller, or by the first failure.
-        async with _collapsing(self) as nursery:
-            members = _Members(run, math.inf if self._fan_out.limit is None else self._fan_out.limit)
-            await trio.lowlevel.checkpoint()
-            for child in _chain(known, children):
-                memo = run.journal.memos.get(child.path)
-                run.forget_asked(child.path)
-                self._outcomes.append(None)
-                if isinstance(memo, (BranchCompleted, BranchFailed)) and not self._is_needed_again(child):
-                    self._serve(child, memo, nursery)
-                    continue
-                await members.wait_room()
-                members.add()
-                nursery.start_soon(self._run_child, child, members, nursery.cancel_scope)
-            await members.wait_empty()
-        if self._failure is not None:
-            raise self._failure.error
-        if isinstance(failed, FanOutFailed):
-            return self._failed_error(failed)
-        ended = run.journal.memos.get(self._path)
-        return self._failed_error(ended) if isinstance(ended, FanOutFailed) else self._outcomes
+    def _check(self) -> tuple[Any, Any]:
+        """
+        Refuse what cannot work before anything of it runs.
 
-    # The items -----------------------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        run = self._run
-        fan_out: Any = self._fan_out
-        problem = None
-        if not callable(fan_out.fn):
-            problem = f"{fan_out.fn!r} is not a function; give an async function that takes a context and an item"
-        elif fan_out.limit is not None and not is_count(fan_out.limit, least=1):
-            problem = f"limit is {fan_out.limit!r}; give how many children may run at once, at least 1, or None"
-        elif fan_out.item_key is not None and not callable(fan_out.item_key):
-            problem = f"item_key is {fan_out.item_key!r}; give a function from an item to the name of its child"
-        elif isinstance(fan_out.items, AsyncIterator) or not isinstance(fan_out.items, Iterable):
-            problem = f"items is a {type(fan_out.items).__name__}, which 'for' cannot go through; give a list, say"
+        Returns:
+            The annotated types of an item and of what a child returns.
+        """
+        run, fan_out = self._run, self._fan_out
+        problem = _find_problem(fan_out)
         if problem is not None:
             raise run.misuse(problem, self._path)
         function = fan_out.fn.fn if isinstance(fan_out.fn, Workflow) else fan_out.fn
+        annotations = run.services.annotations
         try:
-            annotations = run.services.annotations.parameter_annotations(function, True, 1)
-            self._annotation = run.services.annotations.return_annotation(function)
+            of_item = annotations.parameter_annotations(function, True, 1)
+            return (of_item[0] if of_item else Any), annotations.return_annotation(function)
         except MisuseError as error:
             raise run.misuse(error.problem, self._path) from None
-        self._item_annotation = annotations[0] if annotations else Any
 
-    def _children(self) -> Iterator[_Child]:
-        for index, item in enumerate(self._fan_out.items):
-            name = str(index) if self._fan_out.item_key is None else self._name(item)
-            yield _Child(index, name, f"{self._path}{SEPARATOR}{name}", item, self._digest(item))
+    async def perform(self) -> list[Any] | ChildFailedError:
+        """Run what has no outcome yet."""
+        run, fan_out = self._run, self._fan_out
+        await run.restore_children(self._path)
+        self._needed_again = self._find_needed_again()
+        items = Items(run, self._path, fan_out.items, self._item_annotation, fan_out.item_key)
+        failed = run.journal.memos.get(self._path)
+        pending = await self._compare(items, failed if isinstance(failed, FanOutFailed) else None)
+        if isinstance(failed, FanOutFailed) and not fan_out.settles:
+            self._failed = self._error(failed.index, failed.item_key, failed.error)
+        if self._failed is None or run.is_memo_only:
+            await self._run_children(pending, items)
+        if self._unrecorded:
+            raise _most_urgent(self._unrecorded)
+        if self._failed is None:
+            return self._outcomes
+        await self._cancel_instances()
+        return self._failed
 
-    def _name(self, item: Any) -> str:
-        assert self._fan_out.item_key is not None
+    # What is recorded ----------------------------------------------------------------------------------------
+
+    async def _compare(self, items: Items, failed: FanOutFailed | None) -> list[Child]:
+        """
+        Compare the items up to the last recorded one, and take the recorded outcomes.
+
+        Returns:
+            Those of the children gone through that are to run: first those that have begun before.
+        """
         run = self._run
-        try:
-            name = check_key("item key", self._fan_out.item_key(item))
-        except InvalidKeyError as error:
-            error.workflow, error.instance_id = run.workflow_name, run.instance_id
-            raise run.blame(error) from None
-        if name in self._seen:
-            path = f"{self._path}{SEPARATOR}{name}"
-            raise run.blame(DuplicateKeyError(workflow=run.workflow_name, instance_id=run.instance_id, key=path))
-        self._seen.add(name)
-        return name
-
-    def _digest(self, item: Any) -> str:
-        codec = self._run.services.codec
-        annotation = self._item_annotation
-        try:
-            try:
-                encoded = codec.encode(item, annotation)
-            except SerializationError:
-                # Not annotated, or not with what it is: its own class may tell how it is written.
-                encoded = codec.encode(item, type(item))
-        except SerializationError as error:
-            raise self._run.misuse(f"an item of the fan-out cannot be recorded: {error.problem}", self._path) from error
-        text = encoded.type.encode() + b" " + canonical(encoded.data)
-        return hashlib.sha256(text).hexdigest()[:DIGEST_DIGITS]
-
-    def _compare(self, children: Iterator[_Child], recorded: FanOutItems) -> Iterator[_Child]:
-        """Return the children up to the last recorded one, after comparing all of those."""
-        pending = dict(recorded.digests)
-        known: list[_Child] = []
-        while pending:
-            child = next(children, None)
+        recorded = run.journal.fan_outs.get(self._path, FanOutItems())
+        begun: list[Child] = []
+        new: list[Child] = []
+        broken: tuple[Child, BranchFailed] | None = None
+        count, left = 0, len(recorded.digests)
+        while left:
+            child = next(items, None)
             if child is None:
-                name = min(pending, key=lambda name: recorded.indexes[name])
-                raise self._changed(name, recorded.indexes[name], is_missing=True)
-            digest = pending.pop(child.name, None)
-            if digest is not None and digest != child.digest:
-                raise self._changed(child.name, child.index, is_missing=False)
-            if child.path in self._run.journal.memos and not self._is_needed_again(child):
-                # Only its outcome is needed any more.
-                child.item = None
-            known.append(child)
-        return iter(known)
+                raise items.missing(recorded)
+            if items.is_other(child, recorded):
+                raise items.changed(child)
+            is_recorded = child.name in recorded.digests
+            left -= is_recorded
+            self._outcomes.append(None)
+            memo = run.journal.memos.get(child.path)
+            if memo is None and self._fan_out.settles and failed is not None and child.name == failed.item_key:
+                # It was recorded by code that ended with the first failure.
+                self._outcomes[child.index] = ChildFailed(rename_error(failed.error, run.services.aliases))
+            elif isinstance(memo, (BranchCompleted, BranchFailed)):
+                if isinstance(memo, BranchFailed) and broken is None:
+                    broken = child, memo
+                self._take_memo(child, memo)
+                if child.name in self._needed_again:
+                    begun.append(child)
+            else:
+                (begun if is_recorded else new).append(child)
+            count += 1
+            if not count % CHILDREN_PER_TURN:
+                await trio.lowlevel.checkpoint()
+        await run.serve_memo()
+        if broken is not None and failed is None and not self._fan_out.settles:
+            await self._fail_with(*broken)
+        return [*begun, *new]
 
-    def _changed(self, name: str, index: int, *, is_missing: bool) -> BaseException:
+    def _take_memo(self, child: Child, memo: BranchCompleted | BranchFailed) -> None:
         run = self._run
-        return run.blame(
-            ItemsChangedError(
-                workflow=run.workflow_name,
-                instance_id=run.instance_id,
-                key=self._path,
-                item_key=name,
-                index=index,
-                is_missing=is_missing,
-            )
-        )
-
-    # Outcomes ------------------------------------------------------------------------------------------------
-
-    def _is_needed_again(self, child: _Child) -> bool:
-        """Tell whether a child that has an outcome is to run over its memos, to register its compensations."""
-        run = self._run
-        below = child.path + SEPARATOR
-        return run.is_memo_only and any(
-            path.startswith(below) and path not in run.compensations for path in run.journal.compensations
-        )
-
-    def _serve(self, child: _Child, memo: BranchCompleted | BranchFailed, nursery: trio.Nursery) -> None:
+        run.forget_asked(child.path)
         if isinstance(memo, BranchCompleted):
-            value = self._decode(memo.value)
-            self._outcomes[child.index] = ChildSucceeded(value) if self._fan_out.settles else value
+            self._succeed(child, self._decode(child, memo.value))
         elif self._fan_out.settles:
-            self._outcomes[child.index] = ChildFailed(rename_error(memo.error, self._run.services.aliases))
-        elif self._failure is None:
-            # It was recorded by code that collected all outcomes.
-            self._failure = _Failure(self._error(child.index, child.name, memo.error))
-            nursery.cancel_scope.cancel()
+            self._outcomes[child.index] = ChildFailed(rename_error(memo.error, run.services.aliases))
+        if child.name not in self._needed_again:
+            run.journal.drop_child(self._path, child.path)
 
-    def _decode(self, value: Encoded) -> Any:
+    async def _fail_with(self, child: Child, memo: BranchFailed) -> None:
+        """Fail with a failure that was recorded by code that collected all outcomes."""
+        if self._run.is_memo_only:
+            self._failed = self._error(child.index, child.name, memo.error)
+            return
+        await self._run.proceed(self._fan_out.operation)
+        await self._record_first_failure(child, memo.error, (child.path, *memo.failed_paths))
+
+    def _decode(self, child: Child, value: Encoded) -> Any:
         run = self._run
         try:
             return run.services.codec.decode(value, self._annotation)
         except TypeMismatchError as error:
-            error.workflow, error.instance_id, error.key = run.workflow_name, run.instance_id, self._path
+            error.workflow, error.instance_id, error.key = run.workflow_name, run.instance_id, child.path
             raise run.blame(error) from None
 
-    def _failed_error(self, failed: FanOutFailed) -> ChildFailedError:
-        return self._error(failed.index, failed.item_key, failed.error)
+    def _find_needed_again(self) -> set[str]:
+        """Return the names of children within which compensations wait for being registered again."""
+        run = self._run
+        if not run.is_memo_only:
+            return set()
+        below = self._path + SEPARATOR
+        lost = run.journal.compensations.keys() - run.compensations.keys()
+        return {path[len(below) :].partition(SEPARATOR)[0] for path in lost if path.startswith(below)}
+
+    def _succeed(self, child: Child, value: Any) -> None:
+        self._outcomes[child.index] = ChildSucceeded(value) if self._fan_out.settles else value
 
     def _error(self, index: int, name: str, info: ErrorInfo) -> ChildFailedError:
         run = self._run
@@ -353,43 +297,71 @@ class _FanOutWork:
 
     # Children ------------------------------------------------------------------------------------------------
 
-    async def _run_child(self, child: _Child, members: _Members, scope: trio.CancelScope) -> None:
+    async def _run_children(self, pending: list[Child], items: Items) -> None:
+        limit = self._fan_out.limit
+        members = _Members(self._run, math.inf if limit is None else limit)
+        async with _open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
+            try:
+                # Dropped as they start: their items may be large.
+                pending.reverse()
+                while pending and not self._has_ended():
+                    await members.wait_room()
+                    self._start(pending.pop(), members, nursery)
+                while not self._has_ended():
+                    # Before the next item is taken: there are to be no more of them than children.
+                    await members.wait_room()
+                    child = next(items, None)
+                    if child is None:
+                        break
+                    self._outcomes.append(None)
+                    self._start(child, members, nursery)
+            except Exception as exc:  # noqa: BLE001 - raised again behind the nursery
+                # What the user's iterator or item_key raises is not to come out of here in a group.
+                self._give_up(exc)
+            await members.wait_empty()
+
+    def _has_ended(self) -> bool:
+        return bool(self._unrecorded) or (self._failed is not None and not self._run.is_memo_only)
+
+    def _start(self, child: Child, members: _Members, nursery: trio.Nursery) -> None:
+        if not self._has_ended():
+            members.add()
+            nursery.start_soon(self._run_child, child, members)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_child(self, child: Child, members: _Members) -> None:
         run = self._run
         run.enter_branch()
         started_at = run.services.clock.now()
         place = self._place_of(child)
         try:
             if isinstance(self._fan_out.fn, Workflow):
-                outcome = await await_child(
-                    run,
-                    self._place,
-                    self._fan_out.operation,
-                    child.path,
-                    self._fan_out.fn,
-                    (child.item,),
-                    child.index,
-                    child.digest,
-                )
-                await self._record_instance(child, place, outcome, started_at, scope)
+                await self._run_instance(child, place, started_at)
             else:
-                context = self._fan_out.make_context(run, place)
-                value = await call_unprotected(self._fan_out.fn, context, child.item)
+                # What the annotation already tells is found before the function can have an effect.
+                run.services.codec.check(self._annotation)
+                value = await _call(run, self._fan_out, place, child)
                 await self._record_value(child, place, value, started_at)
-        except BaseException as exc:
-            await self._take_failure(child, place, exc, started_at, scope)
+        except BaseException as exc:  # noqa: BLE001 - sorted leaf by leaf
+            await self._take_exception(child, place, exc, started_at)
         finally:
             place.is_over = True
             members.remove()
 
-    def _place_of(self, child: _Child) -> Place:
-        is_recorded = child.name in self._run.journal.fan_outs.get(self._path, FanOutItems()).digests
+    def _place_of(self, child: Child) -> Place:
+        recorded = self._run.journal.fan_outs.get(self._path)
+        is_recorded = recorded is not None and child.name in recorded.digests
         beginning = {"path": child.path, "digest": child.digest, "index": child.index}
         return Place(child.path + SEPARATOR, self._place, None if is_recorded else beginning)
 
-    async def _record_value(self, child: _Child, place: Place, value: Any, started_at: float) -> None:
+    def _is_decided(self, child: Child) -> bool:
+        """Tell whether a child that runs has an outcome already: it only registers its compensations."""
+        return child.path in self._run.journal.memos
+
+    async def _record_value(self, child: Child, place: Place, value: Any, started_at: float) -> None:
         run = self._run
-        if child.path in run.journal.memos:
-            # It only ran to register its compensations.
+        if self._is_decided(child):
             return
         try:
             encoded = run.services.codec.encode(value, self._annotation)
@@ -404,20 +376,28 @@ class _FanOutWork:
             ) from None
         await run.proceed(self._fan_out.operation)
         await self._record(child, place, BranchCompleted, started_at, value=encoded)
-        self._outcomes[child.index] = ChildSucceeded(value) if self._fan_out.settles else value
+        self._succeed(child, value)
+        run.journal.drop_child(self._path, child.path)
 
-    async def _record_instance(
-        self, child: _Child, place: Place, outcome: ChildOutcome, started_at: float, scope: trio.CancelScope
-    ) -> None:
+    async def _run_instance(self, child: Child, place: Place, started_at: float) -> None:
+        run, fan_out = self._run, self._fan_out
+        assert isinstance(fan_out.fn, Workflow)
+        if self._is_decided(child):
+            return
+        refuse_plain_deadline(run, child.path, fan_out.operation)
+        call = ChildCall(fan_out.operation, child.path, fan_out.fn, (child.item,), child.index, child.digest)
+        outcome = await await_child(run, self._place, call)
+        # Recorded with the start of the instance.
         place.beginning = None
         if isinstance(outcome, ErrorInfo):
-            await self._record_failure(child, place, outcome, (), started_at, scope)
+            await self._record_failure(child, place, outcome, (), started_at)
             return
-        value = self._decode(outcome)
+        value = self._decode(child, outcome)
         await self._record(child, place, BranchCompleted, started_at, value=outcome)
-        self._outcomes[child.index] = ChildSucceeded(value) if self._fan_out.settles else value
+        self._succeed(child, value)
+        run.journal.drop_child(self._path, child.path)
 
-    async def _record(self, child: _Child, place: Place, cls: Any, started_at: float, **facts: Any) -> None:
+    async def _record(self, child: Child, place: Place, cls: Any, started_at: float, **facts: Any) -> None:
         # Its beginning, if it is not recorded yet, goes into this record.
         digest = None if place.beginning is None else child.digest
         place.beginning = None
@@ -432,61 +412,54 @@ class _FanOutWork:
             **facts,
         )
 
-    async def _take_failure(
-        self, child: _Child, place: Place, exc: BaseException, started_at: float, scope: trio.CancelScope
-    ) -> None:
+    # Failures ------------------------------------------------------------------------------------------------
+
+    async def _take_exception(self, child: Child, place: Place, exc: BaseException, started_at: float) -> None:
+        """Decide what becomes of what a child has raised. Raises nothing but cancellations, and what comes with one."""
         run = self._run
+        cancelled, rest = _split_cancelled(exc)
         code_error = find_code_error(exc)
         if code_error is not None:
             run.blame(code_error)
-            self._end_with(code_error if isinstance(exc, trio.Cancelled) else exc, scope)
-            return
-        if isinstance(exc, trio.Cancelled):
-            raise exc
-        if fatal_leaves(exc, trio.Cancelled):
-            self._end_with(exc, scope)
-            return
-        if any(isinstance(leaf, trio.Cancelled) for leaf in leaves_of(exc)) or run.leaving is not None:
-            raise exc
-        if child.path in run.journal.memos:
-            return
-        if any(isinstance(one, RunEndedError) for one in related_to(exc)):
-            self._end_with(exc, scope)
-            return
-        try:
-            await run.proceed(self._fan_out.operation)
-            await self._record_failure(
-                child, place, describe_exception(exc), failed_paths_of(run.facts(), exc), started_at, scope, exc
-            )
-        except Exception as refusal:  # noqa: BLE001 - the caller of the fan-out gets it
-            self._end_with(refusal, scope)
+            self._give_up(code_error if rest is None else rest)
+        elif rest is not None and fatal_leaves(rest, trio.Cancelled):
+            self._give_up(rest)
+        elif cancelled is not None:
+            # Cancelled from outside, or because another child has failed: that one's failure is the outcome then.
+            raise exc if self._failed is None and not self._unrecorded else cancelled
+        elif run.leaving is not None or any(isinstance(one, RunEndedError) for one in related_to(exc)):
+            self._give_up(exc)
+        elif not self._is_decided(child):
+            try:
+                await run.proceed(self._fan_out.operation)
+                failed_paths = failed_paths_of(run.facts(exc), exc)
+                await self._record_failure(child, place, describe_exception(exc), failed_paths, started_at)
+            except Exception as refusal:  # noqa: BLE001 - the caller of the fan-out gets it
+                self._give_up(refusal)
+
+    def _give_up(self, exc: BaseException) -> None:
+        """End the fan-out with what is no outcome."""
+        self._unrecorded.append(exc)
+        self._scope.cancel()
 
     async def _record_failure(
-        self,
-        child: _Child,
-        place: Place,
-        info: ErrorInfo,
-        failed_paths: tuple[str, ...],
-        started_at: float,
-        scope: trio.CancelScope,
-        cause: BaseException | None = None,
+        self, child: Child, place: Place, info: ErrorInfo, failed_paths: tuple[str, ...], started_at: float
     ) -> None:
-        run = self._run
         if self._fan_out.settles:
             await self._record(child, place, BranchFailed, started_at, error=info, failed_paths=failed_paths)
-            self._outcomes[child.index] = ChildFailed(info)
-            return
-        if self._failure is not None:
-            # Another child was first, and this one is about to be cancelled.
-            return
-        error = self._error(child.index, child.name, info)
-        error.__cause__ = cause
-        self._end_with(error, scope, cancel=False)
-        if child.name not in run.journal.fan_outs.get(self._path, FanOutItems()).digests:
+            self._outcomes[child.index] = ChildFailed(rename_error(info, self._run.services.aliases))
+            self._run.journal.drop_child(self._path, child.path)
+        elif self._failed is None:
+            # Set at once: what fails while the record is on its way was not the first.
+            self._failed = self._error(child.index, child.name, info)
             # So that a replay with other items is told so.
-            await run.record_beginnings(place)
+            await self._run.record_beginnings(place)
+            await self._record_first_failure(child, info, failed_paths)
+
+    async def _record_first_failure(self, child: Child, info: ErrorInfo, failed_paths: tuple[str, ...]) -> None:
         # Recorded before the others are cancelled: whatever they do then, a replay raises the same.
-        await run.record(
+        self._failed = self._error(child.index, child.name, info)
+        await self._run.record(
             self._fan_out.operation,
             self._place,
             FanOutFailed,
@@ -496,30 +469,110 @@ class _FanOutWork:
             item_key=child.name,
             failed_paths=failed_paths,
         )
-        scope.cancel()
+        self._scope.cancel()
 
-    def _end_with(self, error: BaseException, scope: trio.CancelScope, *, cancel: bool = True) -> None:
-        if self._failure is None:
-            self._failure = _Failure(error)
-        if cancel:
-            scope.cancel()
+    async def _cancel_instances(self) -> None:
+        """Cancel the child instances of the other children, now or if a crash came before: nobody waits for them."""
+        run = self._run
+        if run.is_memo_only or not run.journal.children:
+            return
+        async with trio.open_nursery() as nursery:
+            for path in run.journal.children_below(self._path):
+                child = await run.host.find_child(run.journal.children[path], child_instance_id(run, path))
+                if child is not None and not child.header.status.is_terminal:
+                    nursery.start_soon(run.host.cancel_child, child, "another child of its fan-out failed")
 
 
-def _chain(known: Iterator[_Child], rest: Iterator[_Child]) -> Iterator[_Child]:
-    yield from known
-    yield from rest
+def _find_problem(fan_out: FanOut) -> str | None:
+    """Return what is wrong with the arguments of a fan-out and what to write instead, or None."""
+    # What a caller gives may be anything.
+    items: Any = fan_out.items
+    item_key: Any = fan_out.item_key
+    problem = _find_wrong_function(fan_out.fn)
+    if problem is not None:
+        return problem
+    if fan_out.limit is not None and not is_count(fan_out.limit, least=1):
+        problem = f"limit is {fan_out.limit!r}; give how many children may run at once, at least 1, or None"
+    elif item_key is not None and not callable(item_key):
+        problem = f"item_key is {item_key!r}; give a function from an item to the name of its child"
+    elif isinstance(items, AsyncIterator) or not _is_iterable(items):
+        problem = f"items is a {type(items).__name__}, which 'for' cannot go through; give a list, say"
+    return problem
+
+
+def _find_wrong_function(fn: Any) -> str | None:
+    if isinstance(fn, Workflow):
+        if _takes(fn.signature, 1):
+            return None
+        return f"workflow {fn.name!r} does not take one argument, the item: its signature is {fn.signature}"
+    name = getattr(fn, "__name__", repr(fn))
+    if find_misuse("step", fn) is not None:
+        return (
+            f"{name} is not an async function; write 'async def work(ctx, item)' and give it without calling it, with "
+            f"blocking work in ctx.step_in_thread"
+        )
+    if not _takes(_signature_of(fn), 2):
+        return f"{name} does not take two arguments; write it as 'async def {name}(ctx, item)'"
+    return None
+
+
+def _signature_of(fn: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(fn, follow_wrapped=False)
+    except (TypeError, ValueError):
+        # Some functions written in C do not tell.
+        return None
+
+
+def _takes(signature: inspect.Signature | None, count: int) -> bool:
+    if signature is None:
+        return True
+    try:
+        signature.bind(*(None,) * count)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_iterable(items: object) -> bool:
+    # As iter() has it, without beginning to go through them.
+    return isinstance(items, Iterable) or hasattr(type(items), "__getitem__")
+
+
+@trio.lowlevel.disable_ki_protection
+async def _call(run: Run, fan_out: FanOut, place: Place, child: Child) -> Any:
+    """Call the user's function so that control-C can interrupt it, unlike memable's own code around it."""
+    awaitable = fan_out.fn(fan_out.make_context(run, place), child.item)
+    if not isinstance(awaitable, Awaitable):
+        given = type(awaitable).__name__
+        problem = f"the function of the fan-out returned a {given}, which cannot be awaited; write it as 'async def'"
+        raise run.misuse(problem, child.path)
+    return await awaitable
+
+
+def _split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Return what of an exception is cancellation, and what is not."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(trio.Cancelled)
+    return (exc, None) if isinstance(exc, trio.Cancelled) else (None, exc)
+
+
+def _most_urgent(raised: list[BaseException]) -> BaseException:
+    """Return what is to come out of a fan-out: first what no workflow may keep to itself, then what blames the code."""
+    fatal = [exc for exc in raised if fatal_leaves(exc, trio.Cancelled)]
+    if fatal:
+        return fatal[0] if len(fatal) == 1 else BaseExceptionGroup("several children of a fan-out", fatal)
+    return next((exc for exc in raised if find_code_error(exc) is not None), raised[0])
 
 
 @asynccontextmanager
-async def _collapsing(work: _FanOutWork) -> AsyncIterator[trio.Nursery]:
-    """Open a nursery out of which no group comes: children keep what they raise, or are cancelled."""
+async def _open_nursery() -> AsyncIterator[trio.Nursery]:
+    """Open a nursery out of which mere cancellation comes as one exception, as out of any other operation."""
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
     except BaseExceptionGroup as group:
-        if not all(isinstance(leaf, trio.Cancelled) for leaf in leaves_of(group)):
-            # The caller's own code in the loop over the items, alone in its group.
-            leaves = [leaf for leaf in leaves_of(group) if not isinstance(leaf, trio.Cancelled)]
-            if len(leaves) == 1:
-                raise leaves[0] from leaves[0].__cause__
+        leaves = list(leaves_of(group))
+        if all(isinstance(leaf, trio.Cancelled) for leaf in leaves):
+            raise leaves[0] from None
         raise

@@ -75,7 +75,7 @@ class InstanceHeader:
     message: str | None = None
     "Last status message."
     error_message: str | None = None
-    "What it failed, was cancelled or is blocked with, cut to a short length."
+    "What it failed, was cancelled or is blocked with, or what its wait says, cut to a short length."
     key: str | None = None
     "The path that it waits or is blocked at."
     wake_at: float | None = None
@@ -144,11 +144,11 @@ class InstanceHeader:
         self.recoveries = 0
 
     def _progress(self, _record: InstanceRecord) -> None:
-        """A record that ends a wait, or shows that a run does something. What is blocked stays so until it runs."""
+        """A record that shows that a run does something, be it to wait. What is blocked stays so until it runs."""
         self.recoveries = 0
         if self.status is MetadataStatus.SUSPENDED:
             self.status = MetadataStatus.RUNNING
-            self.key = self.wake_at = None
+            self.key = self.wake_at = self.error_message = None
             self.awaits_children = False
 
     def _take_outcome(self, record: StepCompleted | StepFailed) -> None:
@@ -157,7 +157,7 @@ class InstanceHeader:
             self._answer(record.path)
 
     def _withdraw_intent(self, record: IntentWithdrawn) -> None:
-        self._note(record)
+        self._progress(record)
         self._answer(record.path)
 
     def _answer(self, path: str) -> None:
@@ -188,13 +188,13 @@ class InstanceHeader:
         self.key = sys.intern(record.path)
         self.wake_at = record.wake_at
         self.awaits_children = record.awaits_children
-        self.error_message = None
+        self.error_message = None if record.note is None else sys.intern(_cut(record.note) or "")
 
     def _run_again(self, record: RunStarted) -> None:
         if record.after_crash:
             self.recoveries += 1
-        elif record.session == self.session + 1:
-            # It was running when the session before ended, and that was no crash.
+        elif record.session != self.session:
+            # It was running when an earlier session ended, and that was no crash.
             self.recoveries = 0
         self.session = record.session
         self.status = MetadataStatus.RUNNING
@@ -214,9 +214,12 @@ class InstanceHeader:
     def _restart(self, record: InstanceResumed) -> None:
         self.session = record.session
         self.status = MetadataStatus.RUNNING
+        if self.completed_at is not None or record.anew:
+            # One that was not carried out yet still is.
+            self.cancel_requested = False
         self.completed_at = self.key = self.error_message = self.wake_at = None
         self.recoveries = 0
-        self.cancel_requested = self.needs_resume = self.awaits_children = False
+        self.needs_resume = self.awaits_children = False
         if record.anew:
             self.message = None
             self.has_compensations = self.is_compensating = False
@@ -250,13 +253,13 @@ class InstanceHeader:
         InstanceCompleted: _complete,
         InstanceFailed: _fail,
         InstanceCancelled: _cancel,
-        WaitStarted: _note,
-        WaitAbandoned: _note,
+        WaitStarted: _progress,
+        WaitAbandoned: _progress,
         SignalReceived: _progress,
         SignalKept: _note,
         SuspendTimedOut: _progress,
         SleepEnded: _progress,
-        ScopeStarted: _note,
+        ScopeStarted: _progress,
         ScopeEnded: _progress,
         IntentRecorded: _progress,
         IntentWithdrawn: _withdraw_intent,

@@ -148,6 +148,8 @@ class Journal:
     "How often each path was forgotten."
     prunes: bool = False
     "Whether what is recorded within a branch is dropped once its outcome is recorded: no run asks for it any more."
+    thinned: set[str] = attrs.field(factory=set[str], eq=False)
+    "Fan-outs of whose children something was dropped that a run may ask for again."
     _below: dict[str, set[str]] = attrs.field(factory=dict[str, "set[str]"], eq=False, repr=False)
     "For each path that contains others, those just below it."
 
@@ -197,7 +199,10 @@ class Journal:
         self.blocked = self.suspended = None
 
     def _restart(self, record: InstanceResumed) -> None:
-        self.blocked = self.ending = self.cancel_requested = self.suspended = None
+        if self.ending is not None or record.anew:
+            # One that was not carried out yet still is.
+            self.cancel_requested = None
+        self.blocked = self.ending = self.suspended = None
         if record.anew:
             for paths in self._by_path():
                 paths.clear()
@@ -247,16 +252,25 @@ class Journal:
 
     def _withdraw_intent(self, record: IntentWithdrawn) -> None:
         self.intents.pop(record.path, None)
+        # What the probe tried was about the effect that did not happen.
+        self.attempts.pop(record.path, None)
+        self.abandoned.discard(record.path)
+        self.suspended = None
 
     def _start_wait(self, record: WaitStarted) -> None:
         self.waits[record.path] = record
         self.abandoned.discard(record.path)
+        self.suspended = None
 
     def _abandon_wait(self, record: WaitAbandoned) -> None:
         self.abandoned.add(record.path)
+        self.suspended = None
 
     def _keep_signal(self, record: SignalKept) -> None:
         self.kept[record.path] = record
+        # If the body got there meanwhile, it does not wait there any more.
+        self.waits.pop(record.path, None)
+        self.abandoned.discard(record.path)
 
     def _end_wait(self, record: SignalReceived | SuspendTimedOut | SleepEnded) -> None:
         path = record.path
@@ -268,6 +282,7 @@ class Journal:
 
     def _start_scope(self, record: ScopeStarted) -> None:
         self.scopes[record.path] = record
+        self.suspended = None
 
     def _take_outcome(self, record: ScopeEnded | FanOutFailed | CallCompleted | CallFailed) -> None:
         self.memos[record.path] = record
@@ -354,6 +369,18 @@ class Journal:
         memo = self.memos.get(path)
         if memo is not None:
             return _KINDS[type(memo)]
+        if not (
+            self.attempts
+            or self.intents
+            or self.waits
+            or self.kept
+            or self.scopes
+            or self.fan_outs
+            or self.children
+            or self.detached
+        ):
+            # The likely case, told without looking further.
+            return None
         wait = self.waits.get(path)
         if wait is not None and wait.expects is None:
             return "a sleep"
@@ -394,20 +421,26 @@ class Journal:
 
     def _is_open(self, path: str) -> bool:
         """Tell whether the body may still wait at *path*: it has not turned away, and nothing around it is decided."""
-        return path not in self.abandoned and not self._is_within_outcome(path)
+        return path not in self.abandoned and not self.is_within_outcome(path)
 
-    def _is_within_outcome(self, path: str) -> bool:
+    def is_decided(self, path: str) -> bool:
+        """
+        Tell whether *path*, or something that contains it, has an outcome.
+        """
+        return path in self.memos or self.is_within_outcome(path)
+
+    def is_within_outcome(self, path: str) -> bool:
+        """
+        Tell whether something that contains *path* has an outcome.
+        """
         return any(containing in self.memos for containing in _ancestors(path))
 
-    def failed_paths(self) -> set[str]:
+    def has_failed(self, path: str) -> bool:
         """
-        Return the paths whose recorded outcome is raised when it is asked for.
+        Tell whether *path* has a recorded outcome that is raised when it is asked for.
         """
-        return {
-            path
-            for path, memo in self.memos.items()
-            if isinstance(memo, FailureMemo) and not (isinstance(memo, ScopeEnded) and not memo.expired)
-        }
+        memo = self.memos.get(path)
+        return isinstance(memo, FailureMemo) and not (isinstance(memo, ScopeEnded) and not memo.expired)
 
     def asked_paths(self) -> set[str]:
         """
@@ -416,7 +449,7 @@ class Journal:
         What lies within a recorded outcome is not asked for: the outcome answers for it.
         """
         asked = {*self.memos, *self.attempts}
-        return {path for path in asked if not self._is_within_outcome(path)} if self._below else asked
+        return {path for path in asked if not self.is_within_outcome(path)} if self._below else asked
 
     def known_paths(self) -> set[str]:
         """
@@ -454,11 +487,27 @@ class Journal:
         for path in [path for path, memo in self.memos.items() if isinstance(memo, (BranchCompleted, BranchFailed))]:
             self._prune(path)
 
+    def drop_child(self, fan_out: str, child: str) -> None:
+        """
+        Drop what is recorded of a child whose outcome the body's fan-out has got, so that it is not kept twice.
+
+        A child within which a compensation is registered stays, as in ``prune``, and so do attached child instances
+        that have not ended. ``restore_children`` brings it back.
+        """
+        within = self._list_below(child)
+        if self.compensations and not self.compensations.keys().isdisjoint(within):
+            return
+        self._take_below(child)
+        self._below[fan_out].discard(child)
+        self._remove_decided((*within, child))
+        items = self.fan_outs[fan_out]
+        name = child[len(fan_out) + 1 :]
+        del items.digests[name], items.indexes[name]
+        self.thinned.add(fan_out)
+
     def drop_served(self, fan_out: str) -> None:
         """
-        Drop what is recorded of the children of a fan-out whose results the body has got: this run asks no more.
-
-        Attached child instances that have not ended stay, as in ``prune``.
+        Drop what is recorded of the children of a fan-out whose results the body has got, as ``drop_child`` does.
         """
         items = self.fan_outs.get(fan_out)
         if items is None or self.compensations:
@@ -466,6 +515,21 @@ class Journal:
         self._remove_decided(self._take_below(fan_out))
         items.digests.clear()
         items.indexes.clear()
+        self.thinned.add(fan_out)
+
+    def restore_children(self, fan_out: str, full: Journal) -> None:
+        """
+        Take over from a journal that has all records what this one has dropped of the children of a fan-out.
+        """
+        items = full.fan_outs[fan_out]
+        self.fan_outs[fan_out] = items
+        for name in items.digests:
+            path = fan_out + SEPARATOR + name
+            memo = full.memos.get(path)
+            if memo is not None:
+                self._note_path(path)
+                self.memos[path] = memo
+        self.thinned.discard(fan_out)
 
     def _prune(self, branch: str) -> None:
         within = self._list_below(branch)
@@ -515,6 +579,7 @@ class Journal:
             self.children,
             self.detached,
             self.compensations,
+            self.thinned,
         )
 
     def _clear(self, path: str) -> None:

@@ -4,11 +4,13 @@ Runs that wait: records that they do, and unwinds the longest-waiting when too m
 
 from __future__ import annotations
 
+from itertools import islice
+
 import trio
 
 from ._entry import Entry
 from ._errors import StorageError
-from ._records import InstanceSuspended
+from ._records import InstanceRecord
 from ._run import Run
 from ._services import Services
 
@@ -53,6 +55,8 @@ class Parking:
             self._unrecorded.pop(entry, None)
             return
         self._parked.setdefault(entry)
+        if len(self._parked) > self._max_parked:
+            self._work.set()
         if run.needs_suspension_record:
             self._unrecorded.setdefault(entry)
             self._work.set()
@@ -80,16 +84,17 @@ class Parking:
 
     async def _record_some(self) -> bool:
         runs: list[Run] = []
-        records: list[InstanceSuspended] = []
+        records: list[InstanceRecord] = []
+        newest: list[int] = []
         while self._unrecorded and len(records) < MAX_BATCH:
             entry = next(iter(self._unrecorded))
             del self._unrecorded[entry]
             run = entry.run
             if run is not None and run.needs_suspension_record:
-                record = run.suspension()
-                run.note_queued((record,))
+                suspension = run.suspension()
+                newest.append(run.note_queued(suspension))
                 runs.append(run)
-                records.append(record)
+                records.extend(suspension)
         if not records:
             return True
         try:
@@ -100,18 +105,15 @@ class Parking:
         finally:
             for run in runs:
                 run.end_append()
-        for run, record in zip(runs, records, strict=True):
-            run.take_in(record.seq)
+        for run, seq in zip(runs, newest, strict=True):
+            run.take_in(seq)
         return True
 
     def _passivate_some(self) -> None:
         excess = len(self._parked) - self._max_parked
         if excess <= 0:
             return
-        for entry in list(self._parked):
-            run = entry.run
-            if run is not None and run.may_be_passivated:
-                run.cancel("passivated")
-                excess -= 1
-                if not excess:
-                    return
+        runs = (entry.run for entry in self._parked)
+        # Chosen before any is unwound: that changes what is parked.
+        for run in list(islice((run for run in runs if run is not None and run.may_be_passivated), excess)):
+            run.cancel("passivated")

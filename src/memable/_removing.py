@@ -4,8 +4,9 @@ Removes instances that have ended: when somebody says so, or when their retentio
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterable
+from heapq import heappop, heappush
+from itertools import count
 
 import trio
 
@@ -42,9 +43,10 @@ class Removals:
         self._services = services
         self._supervisor = supervisor
         self._retention = retention
-        # For each workflow what is to be removed and when: it ends in the order in which it is due.
-        self._due: dict[str, deque[tuple[float, InstanceHeader]]] = {}
-        self._timers: dict[str, Timer] = {}
+        self._due: list[tuple[float, int, InstanceHeader]] = []
+        "What is to be removed and when, as a heap; of what is due at once, the first noted first."
+        self._counter = count()
+        self._timer: Timer | None = None
         self._work = trio.Event()
         self._kept_for_parents: dict[tuple[str, str], list[InstanceHeader]] = {}
 
@@ -54,13 +56,9 @@ class Removals:
         """
         Remove what has ended of *workflows*, which are registered now, when it is due. Not a checkpoint.
         """
-        headers = [
-            header
-            for header in await self._services.store.headers()
-            if header.status.is_terminal and header.workflow in workflows
-        ]
-        for header in sorted(headers, key=lambda header: header.completed_at or 0.0):
-            self.note_end(header)
+        for header in await self._services.store.headers():
+            if header.status.is_terminal and header.workflow in workflows:
+                self.note_end(header)
 
     def note_end(self, header: InstanceHeader) -> None:
         """
@@ -80,20 +78,19 @@ class Removals:
         return self._retention if isinstance(definition.retention, Inherit) else definition.retention
 
     def _schedule(self, header: InstanceHeader, due: float) -> None:
-        queue = self._due.setdefault(header.workflow, deque())
-        queue.append((due, header))
-        if len(queue) == 1:
-            self._arm(header.workflow, due)
+        heappush(self._due, (due, next(self._counter), header))
+        if self._due[0][2] is header:
+            self._arm()
 
-    def _arm(self, workflow: str, due: float) -> None:
-        def fire() -> None:
-            self._timers.pop(workflow, None)
-            self._work.set()
+    def _arm(self) -> None:
+        """Wait for what is due first."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._services.timers.arm(self._due[0][0], self._fire) if self._due else None
 
-        known = self._timers.pop(workflow, None)
-        if known is not None:
-            known.cancel()
-        self._timers[workflow] = self._services.timers.arm(due, fire)
+    def _fire(self) -> None:
+        self._timer = None
+        self._work.set()
 
     async def run(self) -> None:
         """
@@ -109,39 +106,40 @@ class Removals:
                         await self._remove_due(headers)
                 except StorageError:
                     return
-            for workflow, queue in self._due.items():
-                if queue:
-                    self._arm(workflow, queue[0][0])
+            self._arm()
 
     def _take_due(self) -> list[InstanceHeader]:
         now = self._services.clock.now()
         found: list[InstanceHeader] = []
-        for queue in self._due.values():
-            while queue and queue[0][0] <= now and len(found) < MAX_BATCH:
-                found.append(queue.popleft()[1])
+        while self._due and self._due[0][0] <= now and len(found) < MAX_BATCH:
+            found.append(heappop(self._due)[2])
         return found
 
+    @trio.lowlevel.enable_ki_protection
     async def _remove_due(self, headers: Iterable[InstanceHeader]) -> None:
         now = self._services.clock.now()
-        entries: dict[Entry, None] = {}
-        for header in headers:
-            retention_s = self._retention_of(header.workflow)
-            if retention_s is None or header.completed_at is None or header.completed_at + retention_s > now:
-                # It was resumed meanwhile, and is noted again when it ends.
-                continue
-            if header is not await self._services.store.find(header.workflow, header.instance_id):
-                # Somebody deleted it.
-                continue
-            parent = await self._live_parent(header)
-            if parent is not None:
-                self._kept_for_parents.setdefault((parent.workflow, parent.instance_id), []).append(header)
-                continue
-            entry = self._supervisor.entry_of(header)
-            if entry.busy or entry.is_live:
-                self._due[header.workflow].appendleft((now + BUSY_DELAY_S, header))
-                continue
-            entries[entry] = None
-        await self._retire(entries)
+        taken: list[Entry] = []
+        try:
+            for header in headers:
+                if not self._is_over(header, now):
+                    # It was resumed meanwhile, and is noted again when it ends.
+                    continue
+                if header is not await self._services.store.find(header.workflow, header.instance_id):
+                    # Somebody deleted it.
+                    continue
+                parent = await self._live_parent(header)
+                if parent is not None:
+                    self._kept_for_parents.setdefault((parent.workflow, parent.instance_id), []).append(header)
+                    continue
+                if not self._take(self._supervisor.entry_of(header), taken):
+                    self._schedule(header, now + BUSY_DELAY_S)
+            await self._retire(taken)
+        finally:
+            _let_go(taken)
+
+    def _is_over(self, header: InstanceHeader, now: float) -> bool:
+        retention_s = self._retention_of(header.workflow)
+        return retention_s is not None and header.completed_at is not None and header.completed_at + retention_s <= now
 
     # Removing ------------------------------------------------------------------------------------------------
 
@@ -163,23 +161,31 @@ class Removals:
 
     @trio.lowlevel.enable_ki_protection
     async def _remove_with_children(self, entry: Entry) -> None:
-        entry.busy = True
+        taken: list[Entry] = []
         try:
-            entries = await self._ended_below(entry)
+            self._take(entry, taken)
+            # It grows by the children of those in it.
+            for parent in taken:
+                await self._take_children(parent, taken)
+            await self._retire(taken)
         finally:
-            entry.busy = False
-        await self._retire(dict.fromkeys((entry, *entries)))
+            _let_go(taken)
 
-    async def _ended_below(self, entry: Entry) -> list[Entry]:
-        found: list[Entry] = []
-        if entry.header.has_children:
-            journal = await self._supervisor.load(entry)
+    async def _take_children(self, parent: Entry, taken: list[Entry]) -> None:
+        if parent.header.has_children:
+            journal = await self._supervisor.load(parent)
             for path, workflow in journal.children.items():
-                child = await self._supervisor.find_child(workflow, entry.instance_id + SEPARATOR + path)
-                if child is not None and child.header.status.is_terminal and not child.busy and not child.is_live:
-                    found.append(child)
-                    found.extend(await self._ended_below(child))
-        return found
+                child = await self._supervisor.find_child(workflow, parent.instance_id + SEPARATOR + path)
+                if child is not None:
+                    self._take(child, taken)
+
+    def _take(self, entry: Entry, taken: list[Entry]) -> bool:
+        """Keep others from changing an instance that is to be removed; return False if it is not to be now."""
+        if entry.busy or entry.is_live or not entry.header.status.is_terminal:
+            return False
+        entry.busy = True
+        taken.append(entry)
+        return True
 
     async def _live_parent(self, header: InstanceHeader) -> InstanceHeader | None:
         """Return the parent that a child is kept for, if there is one that has not ended."""
@@ -187,19 +193,18 @@ class Removals:
         parent = None if name is None else await self._services.store.find(*name)
         return None if parent is None or parent.status.is_terminal else parent
 
-    async def _retire(self, entries: dict[Entry, None]) -> None:
+    async def _retire(self, entries: Collection[Entry]) -> None:
         if not entries:
             return
+        at = self._services.clock.now()
+        await self._supervisor.append(
+            *(InstanceRetired(instance=entry.header.number, seq=entry.header.seq + 1, at=at) for entry in entries)
+        )
         for entry in entries:
-            entry.busy = True
-        try:
-            at = self._services.clock.now()
-            await self._supervisor.append(
-                *(InstanceRetired(instance=entry.header.number, seq=entry.header.seq + 1, at=at) for entry in entries)
-            )
-            for entry in entries:
-                self._supervisor.drop_entry(entry)
-        finally:
-            for entry in entries:
-                entry.busy = False
-                entry.notify()
+            self._supervisor.drop_entry(entry)
+
+
+def _let_go(entries: Iterable[Entry]) -> None:
+    for entry in entries:
+        entry.busy = False
+        entry.notify()

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import attrs
 import trio
 
 from ._entry import Entry
 from ._errors import EngineStoppedError, InstanceBusyError, InstanceCompensatedError, UnknownKeyError
+from ._header import InstanceHeader
 from ._instances import Instances
 from ._journal import FailureMemo, Journal
 from ._keys import SEPARATOR
@@ -19,6 +21,17 @@ from ._states import MetadataStatus
 from ._supervisor import Supervisor
 
 _LOST = (MetadataStatus.FAILED, MetadataStatus.CANCELLED)
+
+
+@attrs.define
+class _Plan:
+    """What is to be recorded at once, and done then."""
+
+    records: list[InstanceRecord] = attrs.field(factory=list[InstanceRecord])
+    removed: list[Entry] = attrs.field(factory=list[Entry])
+    "Child instances that are forgotten."
+    resumed: list[Entry] = attrs.field(factory=list[Entry])
+    "Child instances that run again."
 
 
 class Resumptions:
@@ -109,12 +122,9 @@ class Resumptions:
         dropped = (
             list(journal.children) if anew else [child for path in forgotten for child in journal.children_below(path)]
         )
-        retired: list[InstanceRecord] = []
-        removed_entries: list[Entry] = []
+        plan = _Plan()
         for path in dict.fromkeys(dropped):
-            for removed, retirement in await self._retire(entry, journal.children[path], path):
-                removed_entries.append(removed)
-                retired.append(retirement)
+            await self._retire(plan, entry, journal.children[path], path)
         if self._supervisor.is_halted:
             raise EngineStoppedError(operation=f"engine.resume of instance {entry.instance_id!r}")
         record = InstanceResumed(
@@ -127,58 +137,71 @@ class Resumptions:
             anew=anew,
         )
         journal.apply(record)
-        children = await self._resumed_children(entry, journal)
-        await self._instances.append(*retired, record, *(child_record for _, child_record in children))
-        for removed in removed_entries:
+        plan.records.append(record)
+        try:
+            await self._resume_children(plan, entry, journal)
+            await self._instances.append(*plan.records)
+        finally:
+            for child in plan.resumed:
+                child.busy = False
+        for removed in plan.removed:
             self._supervisor.drop_entry(removed)
             removed.notify()
         self._supervisor.start(entry, journal=journal)
-        for child, _ in children:
-            child.busy = False
+        for child in plan.resumed:
             self._supervisor.start(child)
             child.notify()
 
-    async def _retire(self, entry: Entry, workflow: str, path: str) -> list[tuple[Entry, InstanceRecord]]:
-        """Return the records that remove a child instance and its own children; they are cancelled first."""
+    async def _retire(self, plan: _Plan, entry: Entry, workflow: str, path: str) -> None:
+        """Plan to remove a child instance and its own children; they are cancelled first."""
         child = await self._supervisor.find_child(workflow, entry.instance_id + SEPARATOR + path)
         if child is None:
-            return []
+            return
         await self._supervisor.cancel_child(child, "its parent has forgotten it")
         if not child.header.status.is_terminal:
             raise InstanceBusyError(
                 workflow=child.workflow, instance_id=child.instance_id, operation="forgetting it with its parent"
             )
         journal = await self._instances.load(child)
-        records: list[tuple[Entry, InstanceRecord]] = []
         for inner, inner_workflow in journal.children.items():
-            records.extend(await self._retire(child, inner_workflow, inner))
+            await self._retire(plan, child, inner_workflow, inner)
         at = self._services.clock.now()
-        records.append((child, InstanceRetired(instance=child.header.number, seq=child.header.seq + 1, at=at)))
-        return records
+        plan.removed.append(child)
+        plan.records.append(InstanceRetired(instance=child.header.number, seq=child.header.seq + 1, at=at))
 
-    async def _resumed_children(self, entry: Entry, journal: Journal) -> list[tuple[Entry, InstanceRecord]]:
-        """Return the children that failed or were cancelled, and that the parent is about to wait for again."""
-        found: list[tuple[Entry, InstanceRecord]] = []
+    async def _resume_children(self, plan: _Plan, entry: Entry, journal: Journal) -> None:
+        """Plan to resume the children that are lost, and that the parent is about to wait for again."""
         for path, workflow in journal.children.items():
-            child = None
-            if path not in journal.memos:
-                child = await self._supervisor.find_child(workflow, entry.instance_id + SEPARATOR + path)
-            if child is None or child.header.status not in _LOST or child.busy or child.is_live:
+            # Those of unknown workflows stay as they are: the parent's call says what is missing.
+            if workflow not in self._supervisor.definitions or journal.is_decided(path):
+                continue
+            child = await self._supervisor.find_child(workflow, entry.instance_id + SEPARATOR + path)
+            if child is None or child.busy or child.is_live or not self._is_lost(child.header):
                 continue
             child.busy = True
+            plan.resumed.append(child)
             inner = await self._instances.load(child)
+            # What has undone its effects begins anew, and what only was interrupted goes on.
+            anew = inner.ending is not None and inner.compensating is not None
+            if anew:
+                for inner_path, inner_workflow in inner.children.items():
+                    await self._retire(plan, child, inner_workflow, inner_path)
             record = InstanceResumed(
                 instance=child.header.number,
                 seq=child.header.seq + 1,
                 at=self._services.clock.now(),
                 session=self._services.store.session,
                 cleared=_cleared(inner),
-                anew=inner.compensating is not None,
+                anew=anew,
             )
             inner.apply(record)
-            found.append((child, record))
-            found.extend(await self._resumed_children(child, inner))
-        return found
+            plan.records.append(record)
+            await self._resume_children(plan, child, inner)
+
+    def _is_lost(self, header: InstanceHeader) -> bool:
+        """Tell whether a child that does not run here will not run by itself."""
+        is_interrupted = header.status is MetadataStatus.RUNNING and header.session != self._services.store.session
+        return header.status in _LOST or is_interrupted
 
 
 def _cleared(journal: Journal) -> tuple[str, ...]:

@@ -30,20 +30,18 @@ from ._errors import (
     WorkflowCodeError,
 )
 from ._header import InstanceHeader
-from ._journal import Journal
+from ._journal import Journal, journal_of
 from ._keys import SEPARATOR, check_key
 from ._records import (
     BranchStarted,
     CancelRequested,
     InstanceRecord,
     InstanceSuspended,
-    IntentWithdrawn,
     RunStarted,
-    ScopeStarted,
     SignalKept,
     WaitAbandoned,
-    WaitStarted,
 )
+from ._related import related_to
 from ._services import Services
 from ._states import InProgress, Started, Suspended, WorkflowState
 from ._times import utc_datetime
@@ -78,13 +76,26 @@ class OpenScope(Protocol):
         """
         ...
 
+    @property
+    def is_expired(self) -> bool:
+        """
+        Whether its deadline has passed, or it is recorded as expired.
+        """
+        ...
+
     def on_progress(self) -> None:
         """
         Take note that the run has asked for a memo.
         """
         ...
 
-    def cancel_if_due(self) -> None:
+    def on_decided(self) -> None:
+        """
+        Take note that no outcome of a wait is on its way to the store any more.
+        """
+        ...
+
+    async def cancel_if_due(self) -> None:
         """
         Cancel what is inside if it has expired: an operation without a memo is about to begin there.
         """
@@ -146,21 +157,26 @@ class Run:
         "_branches",
         "_busy",
         "_compensator",
+        "_decided",
         "_ended",
         "_executing",
         "_foreign",
         "_header",
         "_held",
         "_in_flight",
-        "_is_suspended_on_record",
+        "_may_have_turned_away",
         "_on_change",
         "_pending_message",
         "_recorded_message",
         "_replaying",
         "_seq",
+        "_serving",
         "_settled",
+        "_state_left",
         "_unapplied",
         "_unasked",
+        "_undecided",
+        "_unserved",
         "_watched",
         "body_task",
         "cancel_request",
@@ -172,6 +188,7 @@ class Run:
         "host",
         "is_ending",
         "is_memo_only",
+        "is_suspended_on_record",
         "journal",
         "last_progress_at",
         "leaving",
@@ -182,6 +199,7 @@ class Run:
         "place",
         "scope",
         "services",
+        "turning_away",
         "waits",
     )
 
@@ -233,9 +251,11 @@ class Run:
         self.place: Place = Place()
         "Of the body."
         self.waits: dict[str, Wait] = {}
-        "What is waited for, the longest-waiting first."
+        "What is waited for, by path."
         self.deciding: set[str] = set()
         "Paths of waits whose outcome is on its way to the store."
+        self.turning_away: set[str] = set()
+        "Paths of waits of earlier runs that an expired scope is about to end."
         self.open_scopes: dict[str, OpenScope] = {}
         "Durable cancel scopes that are entered, by path."
         self.compensations: dict[str, Any] = {}
@@ -245,16 +265,22 @@ class Run:
         self._seq = header.seq
         self._unapplied: deque[InstanceRecord] = deque()
         self._unasked: set[str] = set() if is_first else journal.asked_paths()
+        self._unserved: dict[str, int] = {} if is_first else _unserved_paths(journal, is_memo_only)
         self._replaying = not is_first
         self._recorded_message = journal.message
         self._pending_message: str | None = None
+        self._serving = 0
+        self._undecided: set[str] = set()
         self._executing = 0
         self._busy = 1
         self._foreign = 0
         self._branches: set[trio.lowlevel.Task] = set()
         self._watched: set[Wait] = set()
         self._held: set[trio.lowlevel.Task] = set()
-        self._is_suspended_on_record = False
+        self.is_suspended_on_record = False
+        self._state_left: WorkflowState | None = None
+        self._may_have_turned_away = not is_first
+        self._decided: trio.Event | None = None
         self._in_flight = 0
         self._settled: trio.Event | None = None
         self._compensator: trio.lowlevel.Task | None = None
@@ -292,11 +318,25 @@ class Run:
         return self._ended
 
     @property
+    def is_calling(self) -> bool:
+        """
+        Whether code of the user's runs in it: its body, or what follows that.
+        """
+        return not self._ended or (self._compensator is not None and self.ending is None)
+
+    @property
     def is_waiting(self) -> bool:
         """
         Whether every branch waits and no step executes.
         """
         return not self._busy and not self._executing and bool(self.waits) and self.leaving is None
+
+    @property
+    def is_suspended(self) -> bool:
+        """
+        Whether the run waits, or has been unwound while it did, and nothing that it waited for has come since.
+        """
+        return self.is_waiting or (self._state_left is not None and self.journal.suspended is not None)
 
     @property
     def is_passivable(self) -> bool:
@@ -310,36 +350,49 @@ class Run:
         """
         Whether the run waits, is recorded as doing so, and nothing that concerns it is on its way to the store.
         """
-        return self.is_passivable and self._is_suspended_on_record and not self._in_flight
+        return self.is_passivable and self.is_suspended_on_record and not self._in_flight
 
     @property
     def needs_suspension_record(self) -> bool:
         """
         Whether the run waits, may be found waiting at the next open, and that is not recorded yet.
         """
-        return self.is_passivable and not self._is_suspended_on_record and not self.is_ending
+        return self.is_passivable and not self.is_suspended_on_record and not self.is_ending
 
     def state(self) -> WorkflowState:
         """
         Return what the run looks like from outside.
         """
         if self.is_waiting:
-            first = next(iter(self.waits.values()))
+            waits = self._waits_in_order()
+            first = waits[0]
             deadline = None if first.deadline is None else utc_datetime(first.deadline)
-            return Suspended(first.path, first.note or self.message, deadline, tuple(self.waits))
+            return Suspended(first.path, first.note or self.message, deadline, tuple(wait.path for wait in waits))
+        if self._state_left is not None and self.is_suspended:
+            return self._state_left
         return Started() if self.message is None else InProgress(self.message)
 
-    def facts(self) -> RunFacts:
+    def _waits_in_order(self) -> list[Wait]:
+        """Return what is waited for, the longest-waiting first: as the journal has it, whenever this run got there."""
+        waits = list(self.waits.values())
+        if len(waits) > 1:
+            places = {path: place for place, path in enumerate(self.journal.children)}
+            waits.sort(key=lambda wait: (wait.since, places.get(wait.path, 0)))
+        return waits
+
+    def facts(self, exc: BaseException | None) -> RunFacts:
         """
-        Return what the run knows of itself, for deciding how it ends.
+        Return what the run knows of itself, for deciding what becomes of *exc*.
         """
+        # Of the recorded failures only those that it names: there may be as many as a fan-out has children.
+        related = () if exc is None else related_to(exc)
+        named = {path for one in related if isinstance(path := getattr(one, "key", None), str)}
+        memos = self.journal.memos
         return RunFacts(
             workflow=self.workflow_name,
             instance_id=self.instance_id,
-            failed_paths=self.journal.failed_paths(),
-            inner_paths={
-                path: inner for path, memo in self.journal.memos.items() if (inner := getattr(memo, "failed_paths", ()))
-            },
+            failed_paths={path for path in named if self.journal.has_failed(path)},
+            inner_paths={path: inner for path in named if (inner := getattr(memos.get(path), "failed_paths", ()))},
             code_error=self.code_error,
             is_behind=self._replaying and bool(self._unasked),
             is_stopping=self.leaving in ("stopping", "passivated"),
@@ -356,11 +409,30 @@ class Run:
         text = f"{self.services.store.store_id}/{started.instance}/{self.journal.generation(path)}/{path}"
         return hashlib.sha256(text.encode()).hexdigest()[:40]
 
-    def has_unasked(self, prefix: str) -> bool:
+    def has_unserved(self, prefix: str, after: int, before: float) -> bool:
         """
-        Tell whether memos of earlier runs, at paths that begin with *prefix*, were not asked for yet.
+        Tell whether what earlier runs have recorded in a place was not all returned yet.
+
+        Args:
+            prefix: What the paths begin with.
+            after: Only what was recorded after the record of this sequence number.
+            before: Only what was recorded before the one of that.
         """
-        return any(path.startswith(prefix) for path in self._unasked)
+        return bool(self._serving) or any(
+            path.startswith(prefix) and (not seq or after < seq < before) for path, seq in self._unserved.items()
+        )
+
+    def hold_served(self, path: str, seq: int) -> None:
+        """
+        Take note that a memo was asked for whose outcome is not told yet: that of a scope, until it is left.
+        """
+        self._unserved[path] = seq
+
+    def end_served(self, path: str) -> None:
+        """
+        Take note that the outcome of what ``hold_served`` was called for is told.
+        """
+        self._unserved.pop(path, None)
 
     # Keys ----------------------------------------------------------------------------------------------------
 
@@ -378,9 +450,10 @@ class Run:
             KeyKindError: An earlier run has recorded the key as another kind of operation.
         """
         try:
+            # First: also inside a compensation, which runs when the body has ended.
+            self.refuse_nesting(operation)
             if self._ended or place.is_over:
                 raise self.run_ended(operation)
-            self.refuse_nesting(operation)
             path = place.prefix + check_key("key", key)
             if path in place.claims:
                 raise DuplicateKeyError(workflow=self.workflow_name, instance_id=self.instance_id, key=path)
@@ -398,7 +471,9 @@ class Run:
         place.claims.add(path)
         if self._unasked:
             self._unasked.discard(path)
-        if self.is_memo_only:
+        if self._unserved:
+            self._unserved.pop(path, None)
+        if self.is_memo_only or self.open_scopes:
             self.last_progress_at = self.services.clock.now()
         return path
 
@@ -414,16 +489,103 @@ class Run:
         Take note that what is recorded at *path* was asked for.
         """
         self._unasked.discard(path)
+        self._unserved.pop(path, None)
+
+    async def restore_children(self, fan_out: str) -> None:
+        """
+        Bring back what the journal has dropped of the children of a fan-out, if the body asks for it once more.
+
+        That is so where the fan-out, or one around it, was cancelled before it had all its outcomes.
+
+        Raises:
+            RunEndedError: The store cannot be read, and the caller is shielded. The engine is about to stop.
+        """
+        if fan_out not in self.journal.thinned:
+            return
+        try:
+            full = journal_of(await self.services.store.load(self._header.number))
+        except StorageError as error:
+            self.failure = error
+            self.services.fail(error)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise self.run_ended("fan_out") from None
+        self.journal.restore_children(fan_out, full)
 
     def release(self, place: Place, path: str) -> None:
         """
         Give *path* back: its use has ended without a record.
         """
         place.claims.discard(path)
+        self._may_have_turned_away = True
+
+    def begin_deciding(self, path: str) -> None:
+        """
+        Take note that the outcome of a wait is on its way to the store: it takes no other.
+        """
+        self.deciding.add(path)
+
+    def end_deciding(self, path: str) -> None:
+        """
+        Take note that the outcome of a wait is durable, or has come to nothing.
+        """
+        self.deciding.discard(path)
+        if path not in self._undecided and path not in self.waits:
+            # The body has not got there: it is to be returned even if a scope around it has expired.
+            memo = self.journal.memos.get(path) or self.journal.kept.get(path)
+            if memo is not None:
+                self._unserved[path] = memo.seq
+        if self._decided is not None:
+            self._decided.set()
+            self._decided = None
+        if not self.deciding:
+            for scope in list(self.open_scopes.values()):
+                scope.on_decided()
+
+    async def wait_decided(self, path: str) -> None:
+        """
+        Wait until no outcome of a wait is on its way to the store. Not a checkpoint if none is.
+        """
+        if path not in self.deciding:
+            return
+        self._serving += 1
+        self._undecided.add(path)
+        try:
+            while path in self.deciding:
+                if self._decided is None:
+                    self._decided = trio.Event()
+                await self._decided.wait()
+        finally:
+            self._serving -= 1
+            self._undecided.discard(path)
+
+    def turn_away(self, scope: OpenScope) -> None:
+        """
+        Take note that an expired scope ends the waits inside it: a signal that comes from now on is too late.
+        """
+        self.turning_away.update(wait.path for wait in self._watched if scope in wait.scopes)
+
+    def is_in_expired_scope(self) -> bool:
+        """
+        Tell whether the current task is in a durable scope that has expired.
+        """
+        return any(scope.is_expired for scope in durable_scopes.get() if scope.run is self)
+
+    async def serve_memo(self) -> None:
+        """
+        Let a memo that was asked for be returned. A checkpoint.
+
+        Durable scopes that have expired cancel nothing before that: what is recorded inside them is still returned.
+        """
+        self._serving += 1
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._serving -= 1
+        self.after_memo()
 
     def after_memo(self) -> None:
         """
-        Take note that a memo was asked for, and is about to be returned.
+        Take note that a memo was asked for, and is returned.
         """
         for scope in list(self.open_scopes.values()):
             scope.on_progress()
@@ -477,7 +639,7 @@ class Run:
             raise copy.copy(self.code_error)
         for scope in durable_scopes.get():
             if scope.run is self:
-                scope.cancel_if_due()
+                await scope.cancel_if_due()
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.is_over or self.leaving is not None:
             raise self.run_ended(operation)
@@ -522,7 +684,7 @@ class Run:
             pending.extend(below)
             if task in self._held:
                 continue
-            if not below or not _waits_for_nursery(task):
+            if not below or not _waits_for_tasks(task):
                 return True
         return False
 
@@ -539,21 +701,19 @@ class Run:
 
     # Steps and waits -----------------------------------------------------------------------------------------
 
-    async def begin_execution(self) -> None:
+    def begin_execution(self) -> None:
         """
-        Count a step as executing. If the instance is recorded as suspended, record first that it runs.
-
-        Not a checkpoint unless there is something to record.
+        Count a step as executing. To be followed by ``record_awakening`` if the instance is recorded as suspended.
         """
         self._executing += 1
         if self.waits:
             self._on_change()
-        if self._is_suspended_on_record:
-            try:
-                await self.append((self.awakening(),))
-            except BaseException:
-                self.end_execution()
-                raise
+
+    async def record_awakening(self) -> None:
+        """
+        Record that the suspended instance runs. Brought to its end, whatever is cancelled.
+        """
+        await self.append((self._awakening(),))
 
     def end_execution(self) -> None:
         """
@@ -607,12 +767,20 @@ class Run:
 
     async def wait(self, wait: Wait) -> None:
         """
-        Wait until ``wake`` ends the wait, its deadline passes (then it is overdue), or the run is unwound. A checkpoint.
+        Wait until ``wake`` ends the wait, its deadline passes (it is overdue then), or the run is unwound.
+
+        A checkpoint.
         """
+        if wait.deadline is not None and wait.deadline <= self.services.clock.now() and wait.path not in self.deciding:
+            # Not to be seen as waiting: what was woken by its deadline has only got there again.
+            wait.is_overdue = True
+            await trio.lowlevel.checkpoint()
+            return
         timer = None
         wait.event = trio.Event()
         if wait.is_listed:
             self._enter(wait)
+        wait.scopes = durable_scopes.get()
         self._watched.add(wait)
         if wait.deadline is not None:
 
@@ -649,14 +817,25 @@ class Run:
         del self.waits[wait.path]
         self.resume_branch(wait.is_branch)
 
-    def suspension(self) -> InstanceSuspended:
+    def suspension(self) -> list[InstanceRecord]:
         """
-        Return the record of what all branches wait for. To be queued before the next suspension of the caller.
+        Return the records of what all branches wait for. To be queued before the next suspension of the caller.
         """
-        first = next(iter(self.waits.values()))
+        records: list[InstanceRecord] = []
+        if self._may_have_turned_away:
+            # All branches wait, so what none of them waits for is not waited for any more: this run did not get there.
+            self._may_have_turned_away = False
+            records.extend(
+                WaitAbandoned(
+                    instance=self._header.number, seq=self.next_seq(), at=self.services.clock.now(), path=path
+                )
+                for path in self.journal.waiting_paths()
+                if path not in self.waits
+            )
+        first = self._waits_in_order()[0]
         deadlines = [wait.deadline for wait in self.waits.values()]
         deadlines += [scope.deadline for scope in self.open_scopes.values()]
-        return InstanceSuspended(
+        suspended = InstanceSuspended(
             instance=self._header.number,
             seq=self.next_seq(),
             at=self.services.clock.now(),
@@ -666,11 +845,9 @@ class Run:
             awaits_children=any(wait.is_for_child for wait in self.waits.values()),
             status=self.take_status(),
         )
+        return [*records, suspended]
 
-    def awakening(self) -> RunStarted:
-        """
-        Return the record of a suspended instance going on. To be queued before the next suspension of the caller.
-        """
+    def _awakening(self) -> RunStarted:
         return RunStarted(
             instance=self._header.number,
             seq=self.next_seq(),
@@ -682,9 +859,9 @@ class Run:
         """
         Show *message* as the instance's status, unless an earlier run has done so before.
         """
+        self.refuse_nesting("set_status")
         if self._ended:
             raise self.run_ended("set_status")
-        self.refuse_nesting("set_status")
         self._pending_message = message
         if not self._replaying:
             self._announce_pending()
@@ -738,7 +915,7 @@ class Run:
         """
         if self.is_over:
             raise self.run_ended(operation)
-        records = self._beginnings(place)
+        records = [] if place.beginning is None else self._beginnings(place)
         if hasattr(cls, "status"):
             facts["status"] = self.take_status()
         record = cls(
@@ -802,6 +979,9 @@ class Run:
         self._in_flight -= 1
         if self._settled is not None and not self._in_flight:
             self._settled.set()
+        if self.may_be_passivated:
+            # It could not be while something was on its way.
+            self._on_change()
 
     async def wait_settled(self) -> None:
         """
@@ -821,10 +1001,11 @@ class Run:
         for record in records:
             if record.instance == number:
                 self._unapplied.append(record)
-                self._is_suspended_on_record = isinstance(record, InstanceSuspended) or (
-                    self._is_suspended_on_record and type(record) in _STILL_SUSPENDED
-                )
                 newest = record.seq
+                if type(record) is InstanceSuspended:
+                    self.is_suspended_on_record = True
+                elif self.is_suspended_on_record and type(record) not in _STILL_SUSPENDED:
+                    self.is_suspended_on_record = False
         return newest
 
     def take_in(self, newest: int) -> None:
@@ -844,9 +1025,14 @@ class Run:
         if self.ending is not None:
             return
         if self._ended:
-            if leaving == "stopping":
-                self.leaving = leaving
+            if leaving != "stopping":
+                # It is the body that was meant, not the compensations that follow it.
+                return
+            self.leaving = leaving
         elif self.leaving is None:
+            if leaving != "cancelled" and self.is_waiting:
+                # Whoever looks at the instance is not to see that its tasks are unwound.
+                self._state_left = self.state()
             self.leaving = leaving
         self.scope.cancel()
         self.left.set()
@@ -889,6 +1075,8 @@ class Run:
             self.scope.cancel()
         self._compensator = trio.lowlevel.current_task()
         self._branches.add(self._compensator)
+        # Signals that waited for what becomes of the body are told now.
+        self._on_change()
 
     def _is_compensating(self) -> bool:
         return self._compensator is not None and trio.lowlevel.current_task() is self._compensator
@@ -901,13 +1089,34 @@ class Run:
         return self._ended and not self._is_compensating()
 
 
-#: Records after which an instance is still suspended, if it was.
-_STILL_SUSPENDED = frozenset((WaitStarted, ScopeStarted, SignalKept, WaitAbandoned, IntentWithdrawn, CancelRequested))
+#: Records after which an instance is still suspended, if it was: the body has no part in them. What the body begins or
+#: turns away from makes the recorded deadlines and waits untrue, and it might never be woken.
+_STILL_SUSPENDED = frozenset((SignalKept, CancelRequested))
+
+#: Where a task is, as module and function, that waits for the tasks below it.
+_WAITS_FOR_TASKS = frozenset((("trio._core._run", "_nested_child_finished"), ("memable._fan_out", "_pause")))
 
 
-def _waits_for_nursery(task: trio.lowlevel.Task) -> bool:
-    """Tell whether a task waits at the end of a nursery for the tasks in it."""
-    return any(frame.f_code.co_name == "_nested_child_finished" for frame, _ in task.iter_await_frames())
+def _waits_for_tasks(task: trio.lowlevel.Task) -> bool:
+    """Tell whether a task waits at the end of a nursery, or within a fan-out, for the tasks below it."""
+    return any(
+        (frame.f_globals.get("__name__"), frame.f_code.co_name) in _WAITS_FOR_TASKS
+        for frame, _ in task.iter_await_frames()
+    )
+
+
+def _unserved_paths(journal: Journal, is_memo_only: bool) -> dict[str, int]:
+    """Return the paths of what a replay is to return inside an expired scope, with sequence numbers where known."""
+    if not journal.scopes:
+        return {}
+    found: dict[str, int] = {}
+    for records in (journal.scopes, journal.kept, journal.memos):
+        found.update((path, record.seq) for path, record in records.items())
+    found.update(journal.compensations)
+    found.update(dict.fromkeys(journal.detached, 0))
+    if is_memo_only:
+        return found
+    return {path: seq for path, seq in found.items() if not journal.is_within_outcome(path)}
 
 
 def is_time(seconds: object) -> bool:

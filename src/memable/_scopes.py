@@ -12,6 +12,7 @@ from typing import Literal, Self
 import attrs
 import trio
 
+from ._decide import is_recorded_failure
 from ._errors import MemableError
 from ._records import ScopeEnded, ScopeStarted
 from ._run import OpenScope, Place, Run, durable_scopes, is_time
@@ -44,8 +45,8 @@ class ScopeTimeoutError(MemableError, trio.TooSlowError, TimeoutError):
 
     def __str__(self) -> str:
         return (
-            f"workflow {self.workflow!r}, instance {self.instance_id!r}, key {self.key!r}: what is inside ctx.fail_after "
-            f"took too long; catch this in the workflow, or engine.resume(...) to try once more"
+            f"workflow {self.workflow!r}, instance {self.instance_id!r}, key {self.key!r}: what is inside "
+            f"ctx.fail_after took too long; catch this in the workflow, or engine.resume(...) to try once more"
         )
 
 
@@ -70,8 +71,12 @@ class DurableScope:
         self._decided: bool | None = None
         "Whether it expired, if that is recorded."
         self._is_due = False
-        self._is_past_memos = False
-        "Whether an operation without a memo has begun inside it."
+        self._window: tuple[int, float] = (0, math.inf)
+        "What was recorded inside has sequence numbers between these."
+        self._over = trio.Event()
+        "Set when it has cancelled what is inside, or was left."
+        self._is_held = False
+        "Whether it cancels as soon as what is on its way to the store is decided."
         self._is_left = False
         self._scope = trio.CancelScope()
         self._timer: Timer | None = None
@@ -105,6 +110,15 @@ class DurableScope:
         """
         return None if self._is_due or self._decided is not None else self._deadline
 
+    @property
+    def is_expired(self) -> bool:
+        """
+        Whether its deadline has passed, or it is recorded as expired.
+        """
+        if self._is_due or self._decided is not None or self._deadline is None:
+            return self._is_due
+        return self._deadline <= self._run.services.clock.now()
+
     async def __aenter__(self) -> Self:
         run, place = self._run, self._place
         path: str | None = None
@@ -123,13 +137,19 @@ class DurableScope:
                 )
                 await trio.lowlevel.checkpoint_if_cancelled()
             else:
+                if memo is not None:
+                    # Scopes around it let it come to its end.
+                    run.hold_served(path, memo.seq)
                 await run.serve_memo()
         except BaseException as exc:
+            if path is not None:
+                run.end_served(path)
             await refuse(run, place, path, exc)
             raise
         self._path = path
         self._deadline = None if started is None else started.deadline
         self._decided = memo.expired if isinstance(memo, ScopeEnded) else None
+        self._window = (0 if started is None else started.seq, math.inf if memo is None else memo.seq)
         self._enter()
         return self
 
@@ -153,17 +173,49 @@ class DurableScope:
 
     def _expire(self) -> None:
         self._is_due = True
-        if self._is_past_memos or not self._run.has_unasked(self._place.prefix):
-            self._scope.cancel()
+        run = self._run
+        if self._has_unserved():
+            # What is recorded inside is still to be returned.
+            self._cancel_after(run.last_progress_at + GRACE_S - run.services.clock.now())
         else:
-            # Memos inside are still to be returned.
-            self._cancel_after(GRACE_S)
+            self._cancel()
+
+    def _has_unserved(self) -> bool:
+        return self._run.has_unserved(self._place.prefix, *self._window)
 
     def _cancel_after(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         services = self._run.services
-        self._timer = services.timers.arm(services.clock.now() + seconds, self._scope.cancel)
+        fire = self._cancel if seconds else self._look_again
+        self._timer = services.timers.arm(services.clock.now() + seconds, fire)
+
+    def _look_again(self) -> None:
+        if self._has_unserved():
+            self._cancel_after(GRACE_S)
+        else:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._run.deciding:
+            # A signal or a timeout was first: it ends its wait, and what comes after that is cancelled.
+            self._is_held = True
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self._over.set()
+        self._run.turn_away(self)
+        self._scope.cancel()
+
+    def on_decided(self) -> None:
+        """
+        Take note that no outcome of a wait is on its way to the store any more.
+        """
+        if self._is_held:
+            self._is_held = False
+            # Not at once: the wait that it ends is to return first.
+            self._cancel_after(0.0)
 
     def on_progress(self) -> None:
         """
@@ -171,18 +223,22 @@ class DurableScope:
         """
         if self._is_due:
             # Not at once: the memo just asked for is still returned.
-            self._cancel_after(GRACE_S if self._run.has_unasked(self._place.prefix) else 0.0)
+            self._cancel_after(GRACE_S if self._has_unserved() else 0.0)
 
-    def cancel_if_due(self) -> None:
+    async def cancel_if_due(self) -> None:
         """
         Cancel what is inside, now that an operation without a memo is about to begin there.
+
+        Not before what is recorded inside, and asked for in other tasks, was returned.
         """
-        self._is_past_memos = True
-        if self._is_due or (
-            self._decided is None and self._deadline is not None and self._deadline <= self._run.services.clock.now()
-        ):
-            self._is_due = True
-            self._scope.cancel()
+        if not self.is_expired:
+            return
+        if not self._is_due:
+            self._expire()
+        if self._has_unserved():
+            await self._over.wait()
+        else:
+            self._end()
 
     async def __aexit__(
         self,
@@ -195,8 +251,13 @@ class DurableScope:
             self._timer.cancel()
         durable_scopes.set(self._outer)
         self._run.open_scopes.pop(self._path, None)
+        self._run.end_served(self._path)
         self._is_left = True
+        self._over.set()
         suppressed = bool(self._scope.__exit__(exc_type, exc, exc_traceback))
+        if self._decided and isinstance(exc, Exception) and is_recorded_failure(self._run.facts(exc), exc):
+            # What failed while it was being cancelled: the first run got the cancellation in place of the failure.
+            suppressed = True
         if exc is not None and not suppressed:
             # Nothing is decided: the run is unwound, or an error passes through. The use has left no outcome.
             self._run.release(self._place, self._path)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import trio
 
 from ._decide_signal import Deliver, Keep, Mismatch, Reject, SignalDecision, Supersede, decide_signal
@@ -72,8 +73,9 @@ class Answers:
         path = point.key if within is None else within + SEPARATOR + point.key
         while True:
             version, run = entry.version, entry.run
-            is_between = entry.is_live and (run is None or (run.has_ended and run.journal.compensating is None))
-            if not entry.busy and not is_between:
+            if run is None:
+                self._refuse_halted(entry)
+            if not entry.busy and not _is_between(entry):
                 if run is None:
                     await self._signal_at_rest(entry, path, point, value, within=within, keeps=keeps)
                 else:
@@ -81,6 +83,11 @@ class Answers:
                 return
             if not await self._instances.wait_entry_change(entry, version):
                 raise EngineStoppedError(operation=f"engine.signal to instance {entry.instance_id!r}")
+
+    def _refuse_halted(self, entry: Entry) -> None:
+        """Refuse to change an instance without a run once the store may be closed at any moment."""
+        if self._supervisor.is_halted:
+            raise EngineStoppedError(operation=f"engine.signal to instance {entry.instance_id!r}")
 
     def _encode(self, entry: Entry, point: SuspendPoint[Any], payload: object) -> Encoded:
         try:
@@ -108,21 +115,31 @@ class Answers:
         keeps: bool,
     ) -> None:
         name = self._services.codec.name_of(point.type)
-        decision = decide_signal(run.journal, path, name, deciding=run.deciding, within=within, keeps=keeps)
+
+        def decide(journal: Journal) -> SignalDecision:
+            is_cancelled = run.cancel_request is not None
+            return decide_signal(
+                journal,
+                path,
+                name,
+                deciding=run.deciding | run.turning_away,
+                within=within,
+                keeps=keeps,
+                is_cancelled=is_cancelled,
+            )
+
+        decision = decide(run.journal)
         if SEPARATOR in path and not isinstance(decision, (Deliver, Supersede)):
             # What is recorded within children that are done, a run does not keep in memory.
-            full = await self._instances.load(entry)
-            if path in full.memos:
-                decision = decide_signal(full, path, name, deciding=(), within=within, keeps=keeps)
-            elif entry.run is not run or run.has_ended:
-                await self.signal(
-                    entry, point, self._services.codec.decode(value, point.type), within=within, keeps=keeps
-                )
+            full = decide(await self._instances.load(entry))
+            if entry.run is not run or _is_between(entry):
+                payload = self._services.codec.decode(value, point.type)
+                await self.signal(entry, point, payload, within=within, keeps=keeps)
                 return
-            else:
-                decision = decide_signal(run.journal, path, name, deciding=run.deciding, within=within, keeps=keeps)
+            # Meanwhile the body may have got further.
+            decision = full if isinstance(full, Supersede) else decide(run.journal)
         cls = self._class_for(entry, path, name, decision)
-        run.deciding.add(path)
+        run.begin_deciding(path)
         try:
             record = cls(
                 instance=entry.header.number,
@@ -135,7 +152,7 @@ class Answers:
                 assert run.failure is not None
                 raise run.failure
         finally:
-            run.deciding.discard(path)
+            run.end_deciding(path)
         wait = run.waits.get(path)
         if wait is not None:
             run.wake(wait)
@@ -156,6 +173,7 @@ class Answers:
         entry.busy = True
         try:
             journal = await self._instances.load(entry)
+            self._refuse_halted(entry)
             decision = decide_signal(journal, path, name, deciding=(), within=within, keeps=keeps)
             cls = self._class_for(entry, path, name, decision)
             at = services.clock.now()
@@ -213,16 +231,38 @@ class Answers:
             TypeMismatchError: The value is of another type than the step's.
             EngineStoppedError: The engine stopped before.
         """
-        while entry.busy or (entry.is_live and entry.run is None):
-            if not await self._instances.wait_entry_change(entry, entry.version):
+        while True:
+            version, run = entry.version, entry.run
+            is_unwound = run is not None and not run.has_ended and run.leaving is not None
+            if not (entry.busy or _is_between(entry) or is_unwound):
+                break
+            if not await self._instances.wait_entry_change(entry, version):
                 raise EngineStoppedError(operation=f"engine.settle on instance {entry.instance_id!r}")
-        if entry.is_live:
-            reason = "the instance runs, so nothing of it waits to be settled; wait until it is Blocked at the step"
-            raise self._rejected(entry, path, reason)
-        await self._settle(entry, path, answer, kind)
+        if run is None:
+            await self._settle_at_rest(entry, path, answer, kind)
+        else:
+            await self._settle_run(entry, run, path, answer, kind)
 
     @trio.lowlevel.enable_ki_protection
-    async def _settle(self, entry: Entry, path: str, answer: Any, kind: str) -> None:
+    async def _settle_run(self, entry: Entry, run: Run, path: str, answer: Any, kind: str) -> None:
+        """Answer while the run waits until it may ask the probe again."""
+        if path not in run.journal.intents or path not in run.waits or path in run.deciding:
+            reason = "the instance runs, and does not wait to be told; wait until it is Blocked at the step"
+            raise self._rejected(entry, path, reason)
+        record = self._settlement(entry, run.journal, path, answer, kind)
+        run.deciding.add(path)
+        try:
+            if not await run.append((attrs.evolve(record, seq=run.next_seq()),)):
+                assert run.failure is not None
+                raise run.failure
+        finally:
+            run.deciding.discard(path)
+        wait = run.waits.get(path)
+        if wait is not None:
+            run.wake(wait)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _settle_at_rest(self, entry: Entry, path: str, answer: Any, kind: str) -> None:
         header = entry.header
         entry.busy = True
         try:
@@ -256,7 +296,7 @@ class Answers:
             return IntentWithdrawn(**common)
         common["started_at"] = intent.started_at
         if kind == "error":
-            if not isinstance(answer, BaseException):
+            if not isinstance(answer, Exception):
                 raise MisuseError(problem=f"error is {answer!r}; give the exception that the effect failed with")
             return StepFailed(error=describe_exception(answer), **common)
         return StepCompleted(value=self._encode_value(entry, path, intent.expects, answer), **common)
@@ -265,13 +305,16 @@ class Answers:
         codec = self._services.codec
         names = {"workflow": entry.workflow, "instance_id": entry.instance_id, "key": path}
         try:
-            encoded = codec.encode_as(value, expects)
+            return codec.encode_as(value, expects)
         except SerializationError as error:
             found = qualified_name(type(value))
             raise TypeMismatchError(expected=expects, found=found, problem=error.problem, **names) from None
-        if encoded is None:
-            raise TypeMismatchError(expected=expects, found=qualified_name(type(value)), **names)
-        return encoded
 
     def _rejected(self, entry: Entry, path: str, reason: str) -> SignalRejectedError:
         return SignalRejectedError(workflow=entry.workflow, instance_id=entry.instance_id, key=path, reason=reason)
+
+
+def _is_between(entry: Entry) -> bool:
+    """Tell whether a run is about to begin, or its end is on its way to the store."""
+    run = entry.run
+    return entry.is_live and (run is None or (run.has_ended and run.journal.compensating is None))

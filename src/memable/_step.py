@@ -5,7 +5,8 @@ Executes one step: attempts, timeouts, backoff, effects that must not repeat, an
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
 from typing import Any, TypeAlias, assert_never
 
@@ -163,8 +164,7 @@ async def _recall_or_execute(run: Run, place: Place, path: str, step: Step) -> A
         error.workflow, error.instance_id, error.key = run.workflow_name, run.instance_id, path
         raise run.blame(error) from None
     if memo is not None:
-        run.after_memo()
-        await trio.lowlevel.checkpoint()
+        await run.serve_memo()
         return outcome
     # With a memo these do not matter: one that is computed from what is left of a time may be negative by now.
     problem = find_misused_settings(step)
@@ -183,6 +183,14 @@ def find_misused_settings(step: Step) -> str | None:
     return find_misused_setting(step.timeout, step.retry, step.limiter) or find_misused_effect(
         step.once, step.probe, step.timeout
     )
+
+
+def find_unfit_arguments(step: Step) -> str | None:
+    """
+    Return what is wrong with the arguments of a step, for its function or its probe, or None.
+    """
+    fns = (step.fn,) if step.probe is None else (step.fn, step.probe)
+    return next((problem for fn in fns if (problem := find_misused_arguments(fn, step.args)) is not None), None)
 
 
 def _recall(run: Run, memo: Memo, annotation: Any) -> Any:
@@ -229,15 +237,18 @@ async def execute_step(run: Run, place: Place, path: str, step: Step, annotation
     Returns:
         Its value, or an object of a private class that stands for its failure.
     """
-    if step.once:
+    if step.once or path in run.journal.intents:
+        # Code that says nothing of it any more does not make an effect that may have happened harmless.
         return await _execute_once(run, place, path, step, annotation)
     while True:
         attempt = await _wait_for_attempt(run, place, path, step)
         started_at = run.services.clock.now()
-        await run.begin_execution()
+        run.begin_execution()
         try:
+            if run.is_suspended_on_record:
+                await run.record_awakening()
             made = await _attempt(run, path, step, annotation, attempt)
-            record = await _record(run, place, path, step, made, attempt, started_at)
+            record = await _record(run, place, path, step, made, attempt=attempt, started_at=started_at)
         finally:
             run.end_execution()
         if isinstance(made, _Returned):
@@ -252,7 +263,7 @@ async def _wait_for_attempt(run: Run, place: Place, path: str, step: Step) -> in
     if failed is None:
         return 1
     # Due at once if the time passed while the process was down; the budget is not refilled either.
-    await wait_or_abandon(run, place, step.operation, Wait(path, failed.next_attempt_at))
+    await wait_or_abandon(run, place, step.operation, Wait(path, failed.seq, failed.next_attempt_at))
     await run.proceed(step.operation)
     return failed.attempt + 1
 
@@ -270,6 +281,9 @@ async def wait_or_abandon(run: Run, place: Place, operation: str, wait: Wait) ->
         if run.leaving is None and not run.is_over and wait.path not in run.deciding and not run.is_memo_only:
             await run.record(operation, place, WaitAbandoned, path=wait.path)
         raise
+    finally:
+        # From here on the journal says whether a signal can still reach it.
+        run.turning_away.discard(wait.path)
     if run.leaving is not None or run.is_over:
         await trio.lowlevel.checkpoint_if_cancelled()
         raise run.run_ended(operation)
@@ -278,29 +292,23 @@ async def wait_or_abandon(run: Run, place: Place, operation: str, wait: Wait) ->
 async def _execute_once(run: Run, place: Place, path: str, step: Step, annotation: Any) -> Any:
     """Run an effect that must not repeat, or find out what became of it."""
     if path not in run.journal.intents:
-        problem = find_misused_arguments(step.fn, step.args)
+        # Before the intent: once that is recorded, a mistake costs more.
+        problem = find_unfit_arguments(step)
         if problem is not None:
             raise run.misuse(problem, path)
     elif (outcome := await _probe(run, place, path, step, annotation)) is not None:
         return outcome.value if isinstance(outcome, _Returned) else outcome
-    started_at = run.services.clock.now()
-    await run.begin_execution()
+    run.begin_execution()
     try:
-        # From here to the record of its outcome, the effect and what is known of it must not come apart.
-        with trio.CancelScope(shield=True):
-            made: _Made | None = None
-            try:
-                run.services.codec.check(annotation)
-            except SerializationError as error:
-                made = _unencodable(error.problem)
-            if made is None and path not in run.journal.intents:
-                expects = run.services.codec.name_of(annotation)
-                await run.record(
-                    step.operation, place, IntentRecorded, path=path, started_at=started_at, expects=expects
-                )
-            if made is None:
-                made = await _attempt(run, path, step, annotation, 1)
-            record = await _record(run, place, path, step, made, 1, started_at)
+        if run.is_suspended_on_record:
+            await run.record_awakening()
+        async with _reserve_thread(step) as reserved:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if run.leaving is not None:
+                raise run.run_ended(step.operation)
+            # From here to the record of its outcome, the effect and what is known of it must not come apart.
+            with trio.CancelScope(shield=True):
+                made, record = await _take_effect(run, place, path, reserved, annotation)
     finally:
         run.end_execution()
     if isinstance(made, _Returned):
@@ -308,6 +316,37 @@ async def _execute_once(run: Run, place: Place, path: str, step: Step, annotatio
     # No policy retries an effect.
     assert isinstance(record, StepFailed)
     return _Failure(_failure_of(run, record))
+
+
+@asynccontextmanager
+async def _reserve_thread(step: Step) -> AsyncIterator[Step]:
+    """Wait for a thread, if it needs one, while that can still be cancelled; give the step that takes it."""
+    if step.operation != "step_in_thread":
+        yield step
+        return
+    limiter = step.limiter or trio.to_thread.current_default_thread_limiter()
+    borrower = object()
+    await limiter.acquire_on_behalf_of(borrower)
+    try:
+        yield attrs.evolve(step, limiter=trio.CapacityLimiter(1))
+    finally:
+        limiter.release_on_behalf_of(borrower)
+
+
+async def _take_effect(run: Run, place: Place, path: str, step: Step, annotation: Any) -> tuple[_Made, StepRecord]:
+    """Record the intent, run the effect and record what came of it, all of it shielded by the caller."""
+    started_at = run.services.clock.now()
+    made: _Made | None = None
+    try:
+        run.services.codec.check(annotation)
+    except SerializationError as error:
+        made = _unencodable(error.problem)
+    if made is None:
+        if path not in run.journal.intents:
+            expects = run.services.codec.name_of(annotation)
+            await run.record(step.operation, place, IntentRecorded, path=path, started_at=started_at, expects=expects)
+        made = await _attempt(run, path, step, annotation, 1)
+    return made, await _record(run, place, path, step, made, attempt=1, started_at=started_at)
 
 
 async def _probe(run: Run, place: Place, path: str, step: Step, annotation: Any) -> _Returned | _Failure | None:
@@ -318,13 +357,21 @@ async def _probe(run: Run, place: Place, path: str, step: Step, annotation: Any)
         OutcomeUnknownError: Nobody can tell.
     """
     if step.probe is None:
+        # Whoever settles it may need a class that only the annotation names.
+        with suppress(SerializationError):
+            run.services.codec.check(annotation)
         raise run.blame(OutcomeUnknownError(workflow=run.workflow_name, instance_id=run.instance_id, key=path))
     asking = attrs.evolve(step, fn=step.probe, operation="step", once=False, probe=None, is_probe=True)
     while True:
         attempt = await _wait_for_attempt(run, place, path, step)
+        if path not in run.journal.intents:
+            # Somebody has settled it meanwhile.
+            return _settled(run, path, annotation)
         started_at = run.services.clock.now()
-        await run.begin_execution()
+        run.begin_execution()
         try:
+            if run.is_suspended_on_record:
+                await run.record_awakening()
             made = await _attempt(run, path, asking, annotation, attempt)
             if isinstance(made, _NotDone):
                 return None
@@ -334,13 +381,26 @@ async def _probe(run: Run, place: Place, path: str, step: Step, annotation: Any)
                         workflow=run.workflow_name, instance_id=run.instance_id, key=path, error=made.info
                     )
                 )
-            record = await _record(run, place, path, step, made, attempt, started_at)
+            record = await _record(run, place, path, step, made, attempt=attempt, started_at=started_at)
         finally:
             run.end_execution()
         if isinstance(made, _Returned):
             return made
         if isinstance(record, StepFailed):
             return _Failure(_failure_of(run, record))
+
+
+def _settled(run: Run, path: str, annotation: Any) -> _Returned | _Failure | None:
+    """Return what somebody has told of an effect, or None if that is that it did not happen."""
+    memo = run.journal.memos.get(path)
+    if memo is None:
+        return None
+    try:
+        outcome = _recall(run, memo, annotation)
+    except TypeMismatchError as error:
+        error.workflow, error.instance_id, error.key = run.workflow_name, run.instance_id, path
+        raise run.blame(error) from None
+    return _Returned(memo.value, outcome) if isinstance(memo, StepCompleted) else outcome
 
 
 async def _attempt(run: Run, path: str, step: Step, annotation: Any, attempt: int) -> _Made:
@@ -462,7 +522,7 @@ def _unencodable(problem: str) -> _GaveUp:
 
 
 async def _record(
-    run: Run, place: Place, path: str, step: Step, made: _Made, attempt: int, started_at: float
+    run: Run, place: Place, path: str, step: Step, made: _Made, *, attempt: int, started_at: float
 ) -> StepRecord:
     """Make durable what an attempt made of the step."""
     common: dict[str, Any] = {"path": path, "started_at": started_at, "attempt": attempt}

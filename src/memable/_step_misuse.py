@@ -65,8 +65,8 @@ def find_misused_effect(once: object, probe: object, timeout: object) -> str | N
         return None if probe is None else "a probe asks for the outcome of an effect; give once=True with it"
     if timeout is not None:
         return (
-            "timeout with once=True would cut an effect short, and nobody would know whether it happened; leave it out, "
-            "and let the function itself give up in time"
+            "timeout with once=True would cut an effect short, and nobody would know whether it happened; leave it "
+            "out, and let the function itself give up in time"
         )
     if probe is None:
         return None

@@ -17,7 +17,7 @@ from ._context import Context
 from ._definition import Workflow
 from ._drive import drive
 from ._entry import Entry
-from ._errors import MisuseError, StorageError, TypeMismatchError
+from ._errors import InstanceNotFoundError, MisuseError, StorageError, TypeMismatchError, WorkflowBlockedError
 from ._header import InstanceHeader
 from ._journal import Journal, journal_of
 from ._parking import Parking
@@ -329,7 +329,12 @@ class Supervisor:
     async def load(self, entry: Entry) -> Journal:
         """
         Return the journal of an instance as the store has it. A store that cannot be read stops the engine.
+
+        Raises:
+            InstanceNotFoundError: Somebody has removed it meanwhile.
         """
+        if entry.is_removed:
+            raise InstanceNotFoundError(workflow=entry.workflow, instance_id=entry.instance_id)
         try:
             return journal_of(await self.services.store.load(entry.header.number))
         except StorageError as error:
@@ -366,6 +371,9 @@ class Supervisor:
             caller: The run in whose body this is called, if it is.
             gives_up: Whether not to wait for an instance that does not run here.
 
+        Raises:
+            WorkflowBlockedError: It was asked for, and the instance has become Blocked by it: a compensation is lost.
+
         Returns:
             Whether this call has cancelled it; None if the engine stopped before.
         """
@@ -378,15 +386,19 @@ class Supervisor:
                 if not requested and not is_asked:
                     requested = True
                     await self._request_cancel(entry.header, run, reason)
-                    if run is caller:
-                        # Its end cannot be waited for inside it. Not shielded, this is as far as the caller gets.
-                        await trio.lowlevel.checkpoint()
-                        return True
+                if run is caller:
+                    # Its end cannot be waited for inside it. Not shielded, this is as far as the caller gets.
+                    await trio.lowlevel.checkpoint()
+                    return requested
+                if not is_asked:
+                    # It may have ended meanwhile.
                     continue
             elif not entry.busy and not entry.is_live and not self.is_halted:
-                is_waiting_for_code = entry.header.cancel_requested and not self._can_cancel(entry)
-                if not is_waiting_for_code:
-                    requested = requested or not entry.header.cancel_requested
+                is_asked = entry.header.cancel_requested
+                if is_asked and entry.header.status is MetadataStatus.BLOCKED and not gives_up:
+                    await self._raise_blocked(entry)
+                if not is_asked or self._can_cancel(entry):
+                    requested = requested or not is_asked
                     await self._cancel_at_rest(entry, reason)
                     continue
                 if gives_up:
@@ -394,7 +406,16 @@ class Supervisor:
             if self.is_halted and not entry.is_live:
                 return None
             await entry.wait_change(version)
-        return requested
+        # What had begun to compensate a failure ends as Failed, asked or not.
+        return requested and entry.header.status is MetadataStatus.CANCELLED
+
+    async def _raise_blocked(self, entry: Entry) -> None:
+        """Say why a cancellation does not come to its end, unless somebody has just seen to that."""
+        blocked = (await self.load(entry)).blocked
+        if blocked is not None and blocked.seq == entry.header.seq:
+            raise WorkflowBlockedError(
+                workflow=entry.workflow, instance_id=entry.instance_id, key=blocked.path, error=blocked.error
+            )
 
     def _can_cancel(self, entry: Entry) -> bool:
         """Tell whether an instance that does not run can be cancelled: its code is there, or is not needed for it."""
@@ -494,7 +515,10 @@ class Supervisor:
 
     def _on_run_change(self, entry: Entry) -> None:
         run = entry.run
-        if run is not None and run.is_waiting:
+        if run is None:
+            # A task of somebody else's has noticed only now that the run is over.
+            return
+        if run.is_waiting:
             self._active.discard(entry)
         else:
             self._active.add(entry)
@@ -591,9 +615,11 @@ class Supervisor:
         self.is_stopping = True
         if not self.is_halted:
             with trio.move_on_after(timeout_s):
-                await self.wait_idle()
-                # What waits is found waiting at the next open.
-                await self.parking.flush()
+                while self._active or self._recovering or self.parking.has_unrecorded:
+                    await self.wait_idle()
+                    await self.parking.flush()
+            # What waits is found waiting at the next open, whatever else had no time.
+            await self.parking.flush()
         self.halt()
         await self.wait_ended()
 

@@ -4,6 +4,8 @@ One thing that a branch of a run waits for.
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import trio
 
@@ -15,6 +17,8 @@ class Wait:
     """
 
     path: str
+    since: int = 0
+    "Sequence number of the record with which it began; 0 for a child instance, whose start is not kept."
     deadline: float | None = None
     "When it ends by itself, in seconds since 1970; None if it does not."
     note: str | None = None
@@ -28,4 +32,6 @@ class Wait:
     is_entered: bool = attrs.field(default=False, init=False)
     is_branch: bool = attrs.field(default=False, init=False)
     "Whether the engine knows the task that waits."
+    scopes: tuple[Any, ...] = attrs.field(default=(), init=False)
+    "The durable scopes that it is in."
     event: trio.Event = attrs.field(factory=trio.Event, init=False)

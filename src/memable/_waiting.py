@@ -13,7 +13,7 @@ import trio
 
 from ._errors import MemableError, MisuseError, NonDurableDeadlineError, SuspendTimeoutError, TypeMismatchError
 from ._journal import Memo
-from ._records import SignalKept, SignalReceived, SleepEnded, SuspendTimedOut, WaitStarted
+from ._records import SignalKept, SignalReceived, SleepEnded, SuspendTimedOut, WaitAbandoned, WaitStarted
 from ._run import Place, Run, is_time
 from ._step import refuse, wait_or_abandon
 from ._suspend_point import SuspendPoint
@@ -41,14 +41,16 @@ async def perform_suspend(run: Run, place: Place, point: SuspendPoint[Any], *, s
                 f"APPROVAL = memable.SuspendPoint('approval:v1', bool)"
             )
         path = run.claim("suspend", place, point.key, SUSPEND_KIND)
+        # A signal may have come before this run got here.
+        await run.wait_decided(path)
         outcome = _recall(run, path, point)
         if outcome is not None:
-            run.after_memo()
-            await trio.lowlevel.checkpoint()
+            await run.serve_memo()
         else:
-            await _check_and_suspend(run, place, path, point, status, timeout)
+            await _check_and_suspend(run, place, path, point, status=status, timeout=timeout)
+            # What was decided counts, even if a scope has expired since: it cancels what comes next.
             outcome = _recall(run, path, point)
-            await trio.lowlevel.checkpoint_if_cancelled()
+            run.end_served(path)
     except BaseException as exc:
         await refuse(run, place, path, exc)
         raise
@@ -74,7 +76,7 @@ def _recall(run: Run, path: str, point: SuspendPoint[Any]) -> tuple[Any] | Memab
 
 
 async def _check_and_suspend(
-    run: Run, place: Place, path: str, point: SuspendPoint[Any], status: object, timeout: object
+    run: Run, place: Place, path: str, point: SuspendPoint[Any], *, status: object, timeout: object
 ) -> None:
     if status is not None and not isinstance(status, str):
         raise run.misuse(f"the status of suspend is a str, not {type(status).__name__}", path)
@@ -85,7 +87,7 @@ async def _check_and_suspend(
     except MemableError as error:
         raise run.misuse(f"the type of {point!r}: {error}", path) from None
     refuse_plain_deadline(run, path, "suspend")
-    await run.proceed("suspend")
+    await _proceed(run, place, "suspend", path)
     note = None if status is None else str.__str__(status)
     started = run.journal.waits.get(path)
     if started is None or path in run.journal.abandoned or (started.expects, started.note) != (expects, note):
@@ -93,15 +95,34 @@ async def _check_and_suspend(
         started = await run.record(
             "suspend", place, WaitStarted, path=path, deadline=deadline, expects=expects, note=note
         )
-    wait = Wait(path, started.deadline, note)
+    wait = Wait(path, started.seq, started.deadline, note)
     while path not in run.journal.memos and path not in run.journal.kept:
         await wait_or_abandon(run, place, "suspend", wait)
-        if wait.is_overdue and path not in run.deciding:
-            run.deciding.add(path)
+        # Once it is overdue, a signal may still be first: this task goes on later than its wait ends.
+        is_decided = path in run.deciding or path in run.journal.memos or path in run.journal.kept
+        if wait.is_overdue and not is_decided:
+            run.begin_deciding(path)
             try:
                 await run.record("suspend", place, SuspendTimedOut, path=path)
             finally:
-                run.deciding.discard(path)
+                run.end_deciding(path)
+
+
+async def _proceed(run: Run, place: Place, operation: str, path: str) -> None:
+    """Leave the replay. If that is cancelled where an earlier run waited, record that nobody waits there any more."""
+    is_open = path in run.journal.waits and path not in run.journal.abandoned
+    turns_away = is_open and run.is_in_expired_scope()
+    if turns_away:
+        # The scope was first: a signal that comes while its cancellation is on its way is too late.
+        run.turning_away.add(path)
+    try:
+        await run.proceed(operation)
+    except trio.Cancelled:
+        if is_open and run.leaving is None and not run.is_over and not run.is_memo_only:
+            await run.record(operation, place, WaitAbandoned, path=path)
+        raise
+    finally:
+        run.turning_away.discard(path)
 
 
 async def perform_sleep(
@@ -121,21 +142,20 @@ async def perform_sleep(
     try:
         path = run.claim(operation, place, key, SLEEP_KIND)
         if path in run.journal.memos:
-            run.after_memo()
-            await trio.lowlevel.checkpoint()
+            await run.serve_memo()
             return
         refuse_plain_deadline(run, path, operation)
         try:
             deadline = deadline_of(run.services.clock.now())
         except MisuseError as error:
             raise run.misuse(error.problem, path) from None
-        await run.proceed(operation)
+        await _proceed(run, place, operation, path)
         started = run.journal.waits.get(path)
         if started is None or path in run.journal.abandoned:
             if started is not None:
                 deadline = started.deadline
             started = await run.record(operation, place, WaitStarted, path=path, deadline=deadline)
-        wait = Wait(path, started.deadline)
+        wait = Wait(path, started.seq, started.deadline)
         while not wait.is_overdue:
             await wait_or_abandon(run, place, operation, wait)
         await run.record(operation, place, SleepEnded, path=path)

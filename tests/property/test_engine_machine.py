@@ -43,7 +43,9 @@ STUCK_AFTER_S = 1e5
 
 MAX_INSTANCES = 6
 
-UNFINISHED = frozenset((MetadataStatus.RUNNING, MetadataStatus.BLOCKED))
+#: Not ended: it runs again, now or when its backoff is over.
+PENDING = frozenset((MetadataStatus.RUNNING, MetadataStatus.SUSPENDED))
+UNFINISHED = PENDING | {MetadataStatus.BLOCKED}
 
 #: How often each key's step is retried. The same in every program: what is recorded of attempts outlives a deployment.
 RETRIES = {"a": 0, "b": 0, "c": 2, "d": 2}
@@ -419,6 +421,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.disk = SimulatedDisk()
         self.world = World()
         self.cut: Cut | None = None
+        self.is_brought_to_end = True
         self.started = 0
         self.told: list[str] = []
         "What the engine told the host in this session."
@@ -433,14 +436,14 @@ class EngineMachine(RuleBasedStateMachine):
         """
         Open an engine, act, bring everything to its end and close it; return whether that was cut short.
 
-        With *resume_on_start* off, what is unfinished stays so.
+        With *resume_on_start* off, what is unfinished stays so, unless a backoff is just over.
         """
         self.told.clear()
         world, disk = self.world, self.disk
         self.predictions = {
             instance.instance_id: predict(instance, world.programs[instance.workflow])
             for instance in world.instances.values()
-            if resume_on_start and instance.status in UNFINISHED
+            if instance.status in (UNFINISHED if resume_on_start else {MetadataStatus.SUSPENDED})
         }
         if isinstance(disturbance, Cut):
             self.cut_soon(disturbance)
@@ -469,6 +472,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.disk = self.crash()
         disk.cut_at = None
         assert world.wrongs == []
+        self.is_brought_to_end = resume_on_start and not is_cut_short
         return is_cut_short
 
     def cut_soon(self, cut: Cut) -> None:
@@ -542,6 +546,9 @@ class EngineMachine(RuleBasedStateMachine):
             return
         if header.status is MetadataStatus.RUNNING:
             assert is_cut_short
+        elif header.status is MetadataStatus.SUSPENDED:
+            assert not self.is_brought_to_end
+            assert journal.attempts
         else:
             assert header.status in {prediction.status, instance.status if is_cut_short else None}
         ended = journal.ending or journal.blocked
@@ -558,7 +565,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert instance.result == expected_result(instance, self.world.programs[instance.workflow])
         instance.status, instance.message = header.status, header.message
         instance.attempts = set(journal.attempts)
-        instance.cancel_requested = header.status is MetadataStatus.RUNNING and journal.cancel_requested is not None
+        instance.cancel_requested = header.status in PENDING and journal.cancel_requested is not None
 
     def settle_undisturbed(self) -> None:
         """

@@ -21,6 +21,8 @@ import cattrs
 from .._encoded import Encoded
 from .._errors import SerializationError, TypeMismatchError
 from .._json import JSON, canonical, dumps_finite, loads
+from ._named_types import named_types
+from ._recorded_types import parse_recorded
 from ._shape import TOO_DEEP, Shape, UnfitError
 from ._shapes import Shapes
 from ._type_trees import ANY, JSON_MEMBERS, TypeTree
@@ -65,6 +67,7 @@ class Codec:
         """
         hooks = UserHooks(converter)
         self._shapes = Shapes(hooks, aliases)
+        self._aliases = dict(aliases)
         self._plans: dict[Any, _Plan] = {}
         self._max_value_bytes = max_value_bytes
         self._json_names = {cls: tree.name for tree in JSON_MEMBERS for cls in self._shapes.shape(tree).types}
@@ -119,20 +122,27 @@ class Codec:
         plan = self._plan_to_read(encoded.type, annotation)
         return self._decode(encoded.type, self._tree(encoded, plan.tree.name), plan)
 
-    def encode_as(self, value: object, name: str) -> Encoded | None:
+    def encode_as(self, value: object, name: str) -> Encoded:
         """
         Encode *value* as the type of a recorded *name*, without knowing the annotation that it stands for.
 
-        Returns:
-            The encoded value; None if it is not of that type.
+        Classes are found among those of the value itself, and those that this codec has met before.
 
         Raises:
-            SerializationError: It cannot be stored.
+            SerializationError: It is not of that type, or cannot be stored; the text says where and why.
         """
         if name == ANY.name:
             return self.encode(value, Any)
-        encoded = self.encode(value, type(value))
-        return encoded if encoded.type == name else None
+        known = [plan.tree for plan in self._plans.values()]
+        named = named_types(value, self._shapes.reader, known, self._aliases)
+        try:
+            tree = named.tree(parse_recorded(name))
+        except ValueError as error:
+            raise SerializationError(problem=f"a value cannot be stored: {error}") from error
+        plan = _Plan(tree, self._shapes.shape(tree))
+        data = _text(self._encode(value, plan))
+        self._check_size(data, tree.name)
+        return Encoded(tree.name, data)
 
     def encode_arguments(self, values: Sequence[object], annotations: Sequence[Any]) -> Encoded:
         """

@@ -123,10 +123,8 @@ class Shapes:
                 return Shape(name, plain, plain)
             case Kind.LEAF:
                 return EXACT_FLOAT if tree.source is float and not lenient else LEAVES[tree.source]
-            case Kind.LITERAL:
-                return literal_shape(name, tree.source)
-            case Kind.ENUM:
-                return enum_shape(name, tree.source)
+            case Kind.LITERAL | Kind.ENUM:
+                return (enum_shape if tree.kind is Kind.ENUM else literal_shape)(name, tree.source)
             case Kind.LIST:
                 return list_shape(name, *shapes)
             case Kind.SET | Kind.FROZENSET:
@@ -146,6 +144,8 @@ class Shapes:
                 return self._trusted(tree)
             case Kind.UNCHANGED:
                 return unchanged_shape(name, *shapes)
+            case Kind.UNKNOWN:
+                return _unknown_shape(name)
             case Kind.UNION | Kind.ALIAS | Kind.NEVER:
                 return self._tagged(tree, lenient=lenient)
             case unknown:
@@ -207,6 +207,15 @@ class Shapes:
             return convert(what)
         finally:
             self._depth -= 1
+
+
+def _unknown_shape(name: str) -> Shape:
+    """Return the shape of a class that is not at hand: it has no values."""
+
+    def refuse(_: Any) -> Any:
+        raise UnfitError(f"expected {name}, a class that this process has not met yet")
+
+    return Shape(name, refuse, refuse, takes_others=True)
 
 
 def _instances(tree: TypeTree) -> type:

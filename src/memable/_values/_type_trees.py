@@ -43,6 +43,8 @@ class Kind(enum.Enum):
     TRUSTED = enum.auto()
     UNCHANGED = enum.auto()
     "What was recorded without annotation, read as the one type in it."
+    UNKNOWN = enum.auto()
+    "A class that is not at hand, only its name: no value is of it."
 
 
 _HEADS = {

@@ -1,0 +1,177 @@
+"""
+Child instances that live on their own: started once, and not touched by what becomes of their parent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import memable
+from fanning import Work, bring_to_end, crash_everywhere, result_of
+from memable import MetadataStatus
+from running import INSTANCE, ending_of
+from stores import Place
+from waits import P, settle
+
+CHILD = f"{INSTANCE}/start"
+
+
+class Family:
+    """
+    A parent that starts one child, which waits for a signal.
+    """
+
+    def __init__(self) -> None:
+        self.work = Work()
+        self.broken = [True]
+
+        @memable.workflow
+        async def child(ctx: memable.Context, name: str) -> str:
+            await ctx.step("s", self.work.do, name)
+            return name * await ctx.suspend(P)
+
+        @memable.workflow(name="w")
+        async def parent(ctx: memable.Context, ending: str) -> str:
+            name = await ctx.start("start", child, "x")
+            if self.broken and ending == "fails":
+                raise ValueError
+            if self.broken and ending == "waits":
+                await trio.sleep_forever()
+            return name
+
+        self.child, self.parent = child, parent
+        self.all: list[memable.Workflow[..., Any]] = [child, parent]
+
+
+@pytest.fixture
+def family() -> Family:
+    return Family()
+
+
+async def test_start_returns_the_id_of_a_child_that_goes_on(family: Family, place: Place, autojump_clock: MockClock):
+    """
+    A parent does not wait for what it starts; the child is found by the id, linked to its parent, and ends by itself.
+    """
+    async with memable.open_engine(place.store(), workflows=family.all) as engine:
+        assert await result_of(engine, "w", "ends") == CHILD
+        await settle()
+        metadata = await engine.metadata(family.child, CHILD)
+        assert metadata is not None
+        assert (metadata.parent, metadata.status) == ("w/i", MetadataStatus.RUNNING)
+        invocation = await engine.get(family.child, CHILD)
+        await invocation.wait()
+        await engine.signal(family.child, CHILD, P, 3)
+        assert await invocation.result() == "xxx"
+        told = [(entry.kind, entry.key) for entry in await engine.history(family.parent, INSTANCE)]
+        assert ("start", "start") in told
+
+
+async def test_start_starts_once_whatever_crashes(family: Family, autojump_clock: MockClock):
+    """
+    After a crash at any append there is one child, started as soon as its parent's record of it is durable.
+    """
+    family.broken.clear()
+
+    def check(records: Any) -> None:
+        kinds = Counter(record.kind for record in records)
+        assert kinds["instance_started"] == min(1, kinds["instance_started"]) + kinds["child_started"]
+
+    async def run(engine: memable.Engine) -> None:
+        assert await result_of(engine, "w", "ends") == CHILD
+        invocation = await engine.get(family.child, CHILD)
+        if isinstance(await invocation.wait(), memable.Suspended):
+            await engine.signal(family.child, CHILD, P, 1)
+        assert await invocation.result() == "x"
+        assert len(await engine.list_instances()) == 2
+
+    assert await crash_everywhere(run, family.all, check) >= 4
+
+
+@pytest.mark.parametrize("ending", ["fails", "waits"])
+async def test_start_is_not_undone_with_its_parent(
+    ending: str, family: Family, place: Place, autojump_clock: MockClock
+):
+    """
+    A detached child goes on if its parent fails or is cancelled, and is not started again when that is resumed.
+    """
+    async with memable.open_engine(place.store(), workflows=family.all) as engine:
+        invocation = await engine.invoke(family.parent, ending, instance_id=INSTANCE)
+        await settle()
+        await trio.sleep(5)
+        await engine.cancel(family.parent, INSTANCE)
+        assert isinstance(await ending_of(invocation), memable.Failed if ending == "fails" else memable.Cancelled)
+        assert isinstance(await engine.state(family.child, CHILD), memable.Suspended)
+        family.broken.clear()
+        assert await (await engine.resume(family.parent, INSTANCE)).result() == CHILD
+        assert len(await engine.list_instances()) == 2
+    assert family.work.calls == Counter("x")
+
+
+@pytest.mark.parametrize("how", ["forget", "anew"])
+async def test_start_is_not_undone_when_it_is_forgotten(
+    how: str, family: Family, place: Place, autojump_clock: MockClock
+):
+    """
+    What lives on its own stays when its parent forgets it: started again, it is the same instance.
+    """
+    forget: dict[str, Any] = {"anew": True} if how == "anew" else {"forget": ["start"]}
+    async with memable.open_engine(place.store(), workflows=family.all) as engine:
+        await result_of(engine, "w", "ends")
+        assert await (await engine.resume(family.parent, INSTANCE, **forget)).result() == CHILD
+        assert len(await engine.list_instances()) == 2
+        await engine.wait_all()
+        assert isinstance(await engine.state(family.child, CHILD), memable.Suspended)
+    assert family.work.calls == Counter("x")
+
+
+async def test_start_of_a_child_that_is_called_instead_is_refused(
+    family: Family, place: Place, autojump_clock: MockClock
+):
+    """
+    A child that lives on its own is not taken for one that its parent waits for.
+    """
+    runs: list[int] = []
+
+    @memable.workflow(name="w")
+    async def parent(ctx: memable.Context) -> str:
+        runs.append(1)
+        return await (ctx.start if len(runs) == 1 else ctx.call)("start", family.child, "x")
+
+    async with memable.open_engine(place.store(), workflows=[family.child, parent]) as engine:
+        await bring_to_end(engine)
+        state = await ending_of(await engine.resume(parent, INSTANCE, forget=["start"]))
+    assert isinstance(state, memable.Blocked)
+    assert "lives on its own, for ctx.start; use a new key for ctx.call" in state.error.message
+
+
+async def test_start_needs_no_registration_once_it_is_recorded(family: Family, place: Place, autojump_clock: MockClock):
+    """
+    A recorded start is returned, be the child's workflow registered or not.
+    """
+    async with memable.open_engine(place.store(), workflows=family.all) as engine:
+        assert isinstance(await bring_to_end(engine, "w", "fails"), memable.Failed)
+    family.broken.clear()
+    async with memable.open_engine(place.store(), workflows=[family.parent]) as engine:
+        assert await (await engine.resume(family.parent, INSTANCE)).result() == CHILD
+
+
+async def test_start_inside_a_fan_out_has_the_childs_path(family: Family, place: Place, autojump_clock: MockClock):
+    """
+    Its id is its parent's and its path there.
+    """
+
+    async def each(ctx: memable.Context, item: str) -> str:
+        return await ctx.start("start", family.child, item)
+
+    @memable.workflow(name="w")
+    async def parent(ctx: memable.Context) -> list[str]:
+        return await ctx.fan_out("fan", each, ["a", "b"])
+
+    async with memable.open_engine(place.store(), workflows=[family.child, parent]) as engine:
+        assert await result_of(engine) == ["i/fan/0/start", "i/fan/1/start"]
+        assert len(await engine.list_instances("child")) == 2
