@@ -725,3 +725,30 @@ async def test_call_records_nothing_of_a_child_that_exists_already(family: Famil
         await invocation.result()
     assert sum(isinstance(record, InstanceStarted) for record in store._records) == 2
     assert family.runs["parent"] > 3
+
+
+async def test_call_does_not_adopt_the_child_of_a_removed_parent(place: Place, autojump_clock: object):
+    """
+    A parent that has the id of one that retention removed starts children of its own, kept ones notwithstanding.
+    """
+    ran: list[int] = []
+
+    async def run_once(number: int) -> int:
+        ran.append(number)
+        return number
+
+    @memable.workflow
+    async def keeper(ctx: memable.Context, number: int) -> int:
+        return await ctx.step("run", run_once, number)
+
+    @memable.workflow(retention=10)
+    async def passing(ctx: memable.Context, number: int) -> int:
+        return await ctx.call("keep", keeper, number)
+
+    async with memable.open_engine(place.store(), workflows=[keeper, passing]) as engine:
+        for number in (1, 2):
+            assert await (await engine.invoke(passing, number, instance_id="p")).result() == number
+            await trio.sleep(60)
+            assert await engine.metadata(passing, "p") is None
+            assert await (await engine.get(keeper, "p/keep")).result() == number
+    assert ran == [1, 2]

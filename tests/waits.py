@@ -10,10 +10,7 @@ from typing import Any
 import trio
 
 import memable
-from memable._records import InstanceRecord
-from memable._store._protocol import Store
 from running import INSTANCE, workflow_of
-from stores import HookedStore
 
 P = memable.SuspendPoint("p", int)
 Q = memable.SuspendPoint("q", int)
@@ -54,21 +51,6 @@ async def crash_when_suspended(
         return store.crashed_copy()
 
 
-def crashing_after(count: int, inner: memable.InMemoryStore, crash: Callable[[], None]) -> Store:
-    """
-    Return a store that calls *crash* when so many appends are durable in it.
-    """
-    left = count
-
-    async def count_down(_: object) -> None:
-        nonlocal left
-        if left == 0:
-            crash()
-        left -= 1
-
-    return HookedStore(inner, before_append=count_down)
-
-
 def counting(calls: list[str]) -> Callable[[str], Awaitable[str]]:
     """
     Return a step's function that notes its calls.
@@ -80,10 +62,3 @@ def counting(calls: list[str]) -> Callable[[str], Awaitable[str]]:
         return name
 
     return call
-
-
-def paths_of(records: list[InstanceRecord], kind: str) -> list[str]:
-    """
-    Return the paths of all records of one kind, oldest first.
-    """
-    return [record.path for record in records if record.kind == kind]  # type: ignore[attr-defined]

@@ -29,6 +29,7 @@ from ._records import (
     InstanceCancelled,
     InstanceCompleted,
     InstanceFailed,
+    InstanceRecord,
     InstanceStarted,
 )
 from ._run import Place, Run, child_instance_id
@@ -186,7 +187,15 @@ async def _start(run: Run, place: Place, call: ChildCall) -> None:
     instance_id = child_instance_id(run, call.path)
     cls, facts = call.facts()
     existing = await run.host.find_child(call.definition.name, instance_id)
-    if existing is not None:
+    beside: list[InstanceRecord] = []
+    if existing is not None and existing.header.number < run.journal.started.instance and not existing.header.detached:
+        # Of a parent of the same id that was removed: it has nothing to say to this one.
+        retirement = await run.host.retire_orphan(existing)
+        if retirement is None:
+            problem = f"child {instance_id!r} of a removed parent of the same id cannot be cancelled by itself"
+            raise run.misuse(f"{problem}; settle or resume it, or use another instance id", call.path)
+        beside.append(retirement)
+    elif existing is not None:
         # Its parent's record of it was forgotten, and it was not: it lives on its own.
         if existing.header.detached is not call.detached:
             problem = "an earlier run has started a child instance here that lives on its own, for ctx.start"
@@ -206,7 +215,7 @@ async def _start(run: Run, place: Place, call: ChildCall) -> None:
     )
     entry = run.host.expect_child(started)
     try:
-        await run.record(call.operation, place, cls, beside=(started,), **facts)
+        await run.record(call.operation, place, cls, beside=(*beside, started), **facts)
     finally:
         await run.host.settle_child(entry, started)
 

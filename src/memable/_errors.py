@@ -373,8 +373,8 @@ class ItemsChangedError(WorkflowCodeError):
         what = "is missing" if self.is_missing else "is another one than the one that is recorded"
         return (
             f"{_of(self.workflow, self.instance_id, self.key)}: the item of child {self.item_key!r} "
-            f"(index {self.index}) {what}; give the same items again (more may follow them), name children by item_key=, "
-            f"make the items in a step, or use a new key"
+            f"(index {self.index}) {what}; give the same items again (more may follow them), name children by "
+            f"item_key=, make the items in a step, or use a new key"
         )
 
 

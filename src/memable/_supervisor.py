@@ -21,7 +21,7 @@ from ._errors import InstanceNotFoundError, MisuseError, StorageError, TypeMisma
 from ._header import InstanceHeader
 from ._journal import Journal, journal_of
 from ._parking import Parking
-from ._records import CancelRequested, InstanceCancelled, InstanceRecord, InstanceStarted, RunStarted
+from ._records import CancelRequested, InstanceCancelled, InstanceRecord, InstanceRetired, InstanceStarted, RunStarted
 from ._run import Run, call_unprotected
 from ._services import Services
 from ._states import MetadataStatus
@@ -314,6 +314,25 @@ class Supervisor:
         entry = self.new_entry(started.workflow, started.instance_id, None)
         entry.busy = True
         return entry
+
+    async def retire_orphan(self, entry: Entry) -> InstanceRetired | None:
+        """
+        Return the record that removes the child of a parent that is gone, or None if it needs a person to end.
+
+        It is cancelled first if it has not ended.
+
+        To be queued before the next suspension of the caller.
+        """
+        while True:
+            await self.cancel(entry, "its parent is gone", gives_up=True)
+            if not entry.busy and not entry.is_live:
+                break
+            await entry.wait_change(entry.version)
+        if not entry.header.status.is_terminal:
+            return None
+        self.drop_entry(entry)
+        at = self.services.clock.now()
+        return InstanceRetired(instance=entry.header.number, seq=entry.header.seq + 1, at=at)
 
     async def settle_child(self, entry: Entry, started: InstanceStarted) -> None:
         """
