@@ -176,7 +176,7 @@ async def await_child(run: Run, place: Place, call: ChildCall) -> ChildOutcome:
 
 
 def _waker(run: Run, wait: Wait) -> Callable[[], None]:
-    return lambda: run.wake(wait)
+    return lambda: run.activity.wake(wait)
 
 
 async def _start(run: Run, place: Place, call: ChildCall) -> None:

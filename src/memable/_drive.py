@@ -162,7 +162,7 @@ async def _begin_compensations(run: Run, ending: Fail | Cancel) -> CompensationB
     request = run.cancel_request
     begun = CompensationBegun(
         instance=run.journal.started.instance,
-        seq=run.next_seq(),
+        seq=run.ledger.next_seq(),
         at=run.services.clock.now(),
         error=ending.error,
         failed_paths=ending.failed_paths,
@@ -170,7 +170,7 @@ async def _begin_compensations(run: Run, ending: Fail | Cancel) -> CompensationB
         reason=None if request is None or not isinstance(ending, Cancel) else request.reason,
         status=run.take_status(),
     )
-    return begun if await run.append((begun,)) else None
+    return begun if await run.ledger.append((begun,)) else None
 
 
 async def _compensate(run: Run, cause: CompensationBegun) -> Driven:
@@ -192,11 +192,11 @@ async def _compensate(run: Run, cause: CompensationBegun) -> Driven:
         record = _blocked_record(run, getattr(blocked, "key", None), blocked, describe_exception(blocked), ())
     elif cause.is_cancelled:
         record = InstanceCancelled(
-            seq=run.next_seq(), reason=cause.reason, error=cause.error, failed_paths=cause.failed_paths, **common
+            seq=run.ledger.next_seq(), reason=cause.reason, error=cause.error, failed_paths=cause.failed_paths, **common
         )
     else:
         assert cause.error is not None
-        record = InstanceFailed(seq=run.next_seq(), error=cause.error, failed_paths=cause.failed_paths, **common)
+        record = InstanceFailed(seq=run.ledger.next_seq(), error=cause.error, failed_paths=cause.failed_paths, **common)
     await _record_ending(run, record)
     return Driven()
 
@@ -205,7 +205,7 @@ async def _record_ending(run: Run, record: InstanceRecord | None) -> None:
     if record is None:
         return
     run.is_ending = True
-    if not await run.append((record,)):
+    if not await run.ledger.append((record,)):
         return
     run.ending = record
     if isinstance(record, (InstanceFailed, InstanceBlocked)):
@@ -228,7 +228,12 @@ def _blocked_record(
     # Without a probe, nobody but a person can tell.
     needs_resume = isinstance(cause, OutcomeUnknownError) and cause.error is None
     return InstanceBlocked(
-        seq=run.next_seq(), path=path, error=error, failed_paths=failed_paths, needs_resume=needs_resume, **_common(run)
+        seq=run.ledger.next_seq(),
+        path=path,
+        error=error,
+        failed_paths=failed_paths,
+        needs_resume=needs_resume,
+        **_common(run),
     )
 
 
@@ -238,15 +243,15 @@ def _ending_record(run: Run, ending: Ending) -> InstanceRecord | None:
             return None
         case Complete(encoded):
             assert encoded is not None
-            return InstanceCompleted(seq=run.next_seq(), value=encoded, **_common(run))
+            return InstanceCompleted(seq=run.ledger.next_seq(), value=encoded, **_common(run))
         case Fail(error, failed_paths):
-            return InstanceFailed(seq=run.next_seq(), error=error, failed_paths=failed_paths, **_common(run))
+            return InstanceFailed(seq=run.ledger.next_seq(), error=error, failed_paths=failed_paths, **_common(run))
         case Block(path, error, failed_paths, cause):
             return _blocked_record(run, path, cause, error, failed_paths)
         case Cancel(error, failed_paths):
             assert run.cancel_request is not None
             return InstanceCancelled(
-                seq=run.next_seq(),
+                seq=run.ledger.next_seq(),
                 reason=run.cancel_request.reason,
                 error=error,
                 failed_paths=failed_paths,

@@ -105,7 +105,7 @@ class _Members:
     def add(self) -> None:
         """Count a child that is about to start."""
         self._count += 1
-        self._run.add_branch()
+        self._run.activity.add_branch()
 
     def remove(self) -> None:
         """Take note that the child in the current task has ended."""
@@ -113,11 +113,11 @@ class _Members:
         if self._waiting is not None and self._count < self._limit:
             # Before the child is gone, lest the run look as if all of it waited.
             self._go_on()
-        self._run.end_branch()
+        self._run.activity.end_branch()
 
     async def _pause(self) -> None:
         waiting = self._waiting = trio.Event()
-        self._is_branch = self._run.pause_branch()
+        self._is_branch = self._run.activity.pause_branch()
         try:
             await waiting.wait()
         finally:
@@ -128,7 +128,7 @@ class _Members:
         assert self._waiting is not None
         self._waiting.set()
         self._waiting = None
-        self._run.resume_branch(self._is_branch)
+        self._run.activity.resume_branch(self._is_branch)
 
 
 async def perform_fan_out(run: Run, place: Place, key: str, fan_out: FanOut) -> list[Any]:
@@ -255,7 +255,7 @@ class _FanOutWork:
 
     def _take_memo(self, child: Child, memo: BranchCompleted | BranchFailed) -> None:
         run = self._run
-        run.forget_asked(child.path)
+        run.replay.return_(child.path)
         if isinstance(memo, BranchCompleted):
             self._succeed(child, self._decode(child, memo.value))
         elif self._fan_out.settles:
@@ -332,7 +332,7 @@ class _FanOutWork:
     @trio.lowlevel.enable_ki_protection
     async def _run_child(self, child: Child, members: _Members) -> None:
         run = self._run
-        run.enter_branch()
+        run.activity.enter_branch()
         started_at = run.services.clock.now()
         place = self._place_of(child)
         try:

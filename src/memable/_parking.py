@@ -92,7 +92,7 @@ class Parking:
             run = entry.run
             if run is not None and run.needs_suspension_record:
                 suspension = run.suspension()
-                newest.append(run.note_queued(suspension))
+                newest.append(run.ledger.note_queued(suspension))
                 runs.append(run)
                 records.extend(suspension)
         if not records:
@@ -104,9 +104,9 @@ class Parking:
             return False
         finally:
             for run in runs:
-                run.end_append()
+                run.ledger.end_append()
         for run, seq in zip(runs, newest, strict=True):
-            run.take_in(seq)
+            run.ledger.take_in(seq)
         return True
 
     def _passivate_some(self) -> None:

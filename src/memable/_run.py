@@ -8,7 +8,6 @@ import copy
 import hashlib
 import inspect
 import sys
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 import attrs
 import trio
 
+from ._activity import Activity
 from ._decide import RunFacts
 from ._errors import (
     DuplicateKeyError,
@@ -32,16 +32,17 @@ from ._errors import (
 from ._header import InstanceHeader
 from ._journal import Journal, journal_of
 from ._keys import SEPARATOR, check_key
+from ._ledger import Ledger
 from ._records import (
     BranchStarted,
     CancelRequested,
     InstanceRecord,
     InstanceSuspended,
     RunStarted,
-    SignalKept,
     WaitAbandoned,
 )
 from ._related import related_to
+from ._replay import Replay
 from ._services import Services
 from ._states import InProgress, Started, Suspended, WorkflowState
 from ._times import utc_datetime
@@ -154,56 +155,43 @@ class Run:
 
     __slots__ = (
         "__weakref__",
-        "_branches",
-        "_busy",
         "_compensator",
         "_decided",
         "_ended",
-        "_executing",
-        "_foreign",
         "_header",
         "_held",
-        "_in_flight",
         "_may_have_turned_away",
         "_on_change",
         "_pending_message",
         "_recorded_message",
-        "_replaying",
-        "_seq",
-        "_serving",
-        "_settled",
         "_state_left",
-        "_unapplied",
-        "_unasked",
         "_undecided",
-        "_unserved",
-        "_watched",
+        "activity",
         "body_task",
         "cancel_request",
         "code_error",
         "compensations",
         "deciding",
         "ending",
-        "failure",
         "host",
         "is_ending",
         "is_memo_only",
-        "is_suspended_on_record",
         "journal",
         "last_progress_at",
         "leaving",
+        "ledger",
         "left",
         "message",
         "open_scopes",
         "output",
         "place",
+        "replay",
         "scope",
         "services",
         "turning_away",
-        "waits",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - a statement for each fact, and no other
         self,
         services: Services,
         host: Any,
@@ -228,6 +216,9 @@ class Run:
             on_change: Called when the run's state, as seen from outside, has changed.
         """
         self.services: Services = services
+        self.activity: Activity = Activity(on_change)
+        self.ledger: Ledger = Ledger(services, journal, header.seq, self._on_settled)
+        self.replay: Replay = Replay(journal, is_first=is_first, is_memo_only=is_memo_only)
         self.host: Any = host
         self.journal: Journal = journal
         self.scope: trio.CancelScope = trio.CancelScope(shield=True)
@@ -242,16 +233,12 @@ class Run:
         self.is_memo_only: bool = is_memo_only
         self.ending: InstanceRecord | None = None
         "The record that ended this run, once it is durable."
-        self.failure: StorageError | None = None
-        "Why a record of it could not be made durable, if that is so."
         self.output: Any = None
         "The annotated type of what the body returns."
         self.message: str | None = journal.message
         self.body_task: trio.lowlevel.Task | None = None
         self.place: Place = Place()
         "Of the body."
-        self.waits: dict[str, Wait] = {}
-        "What is waited for, by path."
         self.deciding: set[str] = set()
         "Paths of waits whose outcome is on its way to the store."
         self.turning_away: set[str] = set()
@@ -262,27 +249,13 @@ class Run:
         "What is registered in this run, by path."
         self.last_progress_at: float = services.clock.now()
         self._header = header
-        self._seq = header.seq
-        self._unapplied: deque[InstanceRecord] = deque()
-        self._unasked: set[str] = set() if is_first else journal.asked_paths()
-        self._unserved: dict[str, int] = {} if is_first else _unserved_paths(journal, is_memo_only)
-        self._replaying = not is_first
         self._recorded_message = journal.message
         self._pending_message: str | None = None
-        self._serving = 0
         self._undecided: set[str] = set()
-        self._executing = 0
-        self._busy = 1
-        self._foreign = 0
-        self._branches: set[trio.lowlevel.Task] = set()
-        self._watched: set[Wait] = set()
         self._held: set[trio.lowlevel.Task] = set()
-        self.is_suspended_on_record = False
         self._state_left: WorkflowState | None = None
         self._may_have_turned_away = not is_first
         self._decided: trio.Event | None = None
-        self._in_flight = 0
-        self._settled: trio.Event | None = None
         self._compensator: trio.lowlevel.Task | None = None
         self._ended = False
         self._on_change = on_change
@@ -308,7 +281,7 @@ class Run:
         """
         Whether an earlier run has been here, as far as is known.
         """
-        return self._replaying
+        return self.replay.is_on
 
     @property
     def has_ended(self) -> bool:
@@ -329,7 +302,7 @@ class Run:
         """
         Whether every branch waits and no step executes.
         """
-        return not self._busy and not self._executing and bool(self.waits) and self.leaving is None
+        return self.activity.is_waiting and self.leaving is None
 
     @property
     def is_suspended(self) -> bool:
@@ -343,21 +316,21 @@ class Run:
         """
         Whether the run may be unwound while it waits: no task waits that the engine does not know.
         """
-        return self.is_waiting and not self._foreign and not self.deciding
+        return self.is_waiting and not self.activity.has_foreign_wait and not self.deciding
 
     @property
     def may_be_passivated(self) -> bool:
         """
         Whether the run waits, is recorded as doing so, and nothing that concerns it is on its way to the store.
         """
-        return self.is_passivable and self.is_suspended_on_record and not self._in_flight
+        return self.is_passivable and self.ledger.is_suspended and self.ledger.is_settled
 
     @property
     def needs_suspension_record(self) -> bool:
         """
         Whether the run waits, may be found waiting at the next open, and that is not recorded yet.
         """
-        return self.is_passivable and not self.is_suspended_on_record and not self.is_ending
+        return self.is_passivable and not self.ledger.is_suspended and not self.is_ending
 
     def state(self) -> WorkflowState:
         """
@@ -374,7 +347,7 @@ class Run:
 
     def _waits_in_order(self) -> list[Wait]:
         """Return what is waited for, the longest-waiting first: as the journal has it, whenever this run got there."""
-        waits = list(self.waits.values())
+        waits = list(self.activity.waits.values())
         if len(waits) > 1:
             places = {path: place for place, path in enumerate(self.journal.children)}
             waits.sort(key=lambda wait: (wait.since, places.get(wait.path, 0)))
@@ -394,7 +367,7 @@ class Run:
             failed_paths={path for path in named if self.journal.has_failed(path)},
             inner_paths={path: inner for path in named if (inner := getattr(memos.get(path), "failed_paths", ()))},
             code_error=self.code_error,
-            is_behind=self._replaying and bool(self._unasked),
+            is_behind=self.replay.is_behind,
             is_stopping=self.leaving in ("stopping", "passivated"),
             is_cancelled=self.cancel_request is not None,
             cancelled_type=trio.Cancelled,
@@ -408,31 +381,6 @@ class Run:
         # A digest has a fixed length, whatever the key's: idempotency keys of services are often limited to 64.
         text = f"{self.services.store.store_id}/{started.instance}/{self.journal.generation(path)}/{path}"
         return hashlib.sha256(text.encode()).hexdigest()[:40]
-
-    def has_unserved(self, prefix: str, after: int, before: float) -> bool:
-        """
-        Tell whether what earlier runs have recorded in a place was not all returned yet.
-
-        Args:
-            prefix: What the paths begin with.
-            after: Only what was recorded after the record of this sequence number.
-            before: Only what was recorded before the one of that.
-        """
-        return bool(self._serving) or any(
-            path.startswith(prefix) and (not seq or after < seq < before) for path, seq in self._unserved.items()
-        )
-
-    def hold_served(self, path: str, seq: int) -> None:
-        """
-        Take note that a memo was asked for whose outcome is not told yet: that of a scope, until it is left.
-        """
-        self._unserved[path] = seq
-
-    def end_served(self, path: str) -> None:
-        """
-        Take note that the outcome of what ``hold_served`` was called for is told.
-        """
-        self._unserved.pop(path, None)
 
     # Keys ----------------------------------------------------------------------------------------------------
 
@@ -469,10 +417,7 @@ class Run:
                 self.blame(error)
             raise error from None
         place.claims.add(path)
-        if self._unasked:
-            self._unasked.discard(path)
-        if self._unserved:
-            self._unserved.pop(path, None)
+        self.replay.return_(path)
         if self.is_memo_only or self.open_scopes:
             self.last_progress_at = self.services.clock.now()
         return path
@@ -483,13 +428,6 @@ class Run:
         return cls(
             workflow=self.workflow_name, instance_id=self.instance_id, key=path, recorded=recorded, requested=kind
         )
-
-    def forget_asked(self, path: str) -> None:
-        """
-        Take note that what is recorded at *path* was asked for.
-        """
-        self._unasked.discard(path)
-        self._unserved.pop(path, None)
 
     async def restore_children(self, fan_out: str) -> None:
         """
@@ -505,7 +443,7 @@ class Run:
         try:
             full = journal_of(await self.services.store.load(self._header.number))
         except StorageError as error:
-            self.failure = error
+            self.ledger.failure = error
             self.services.fail(error)
             await trio.lowlevel.checkpoint_if_cancelled()
             raise self.run_ended("fan_out") from None
@@ -529,11 +467,11 @@ class Run:
         Take note that the outcome of a wait is durable, or has come to nothing.
         """
         self.deciding.discard(path)
-        if path not in self._undecided and path not in self.waits:
+        if path not in self._undecided and path not in self.activity.waits:
             # The body has not got there: it is to be returned even if a scope around it has expired.
             memo = self.journal.memos.get(path) or self.journal.kept.get(path)
             if memo is not None:
-                self._unserved[path] = memo.seq
+                self.replay.hold(path, memo.seq)
         if self._decided is not None:
             self._decided.set()
             self._decided = None
@@ -547,7 +485,7 @@ class Run:
         """
         if path not in self.deciding:
             return
-        self._serving += 1
+        self.replay.begin_serving()
         self._undecided.add(path)
         try:
             while path in self.deciding:
@@ -555,14 +493,14 @@ class Run:
                     self._decided = trio.Event()
                 await self._decided.wait()
         finally:
-            self._serving -= 1
+            self.replay.end_serving()
             self._undecided.discard(path)
 
     def turn_away(self, scope: OpenScope) -> None:
         """
         Take note that an expired scope ends the waits inside it: a signal that comes from now on is too late.
         """
-        self.turning_away.update(wait.path for wait in self._watched if scope in wait.scopes)
+        self.turning_away.update(self.activity.waits_within(scope))
 
     def is_in_expired_scope(self) -> bool:
         """
@@ -576,11 +514,11 @@ class Run:
 
         Durable scopes that have expired cancel nothing before that: what is recorded inside them is still returned.
         """
-        self._serving += 1
+        self.replay.begin_serving()
         try:
             await trio.lowlevel.checkpoint()
         finally:
-            self._serving -= 1
+            self.replay.end_serving()
         self.after_memo()
 
     def after_memo(self) -> None:
@@ -646,14 +584,14 @@ class Run:
         if self.is_memo_only and not self._is_compensating():
             await self._hold()
             raise self.run_ended(operation)
-        if self._replaying:
-            self._replaying = False
+        if self.replay.is_on:
+            self.replay.is_on = False
             self._announce_pending()
 
     async def _hold(self) -> None:
         """Wait until the body is unwound."""
         task = trio.lowlevel.current_task()
-        is_branch = self.pause_branch()
+        is_branch = self.activity.pause_branch()
         self._held.add(task)
         try:
             self.check_memo_only()
@@ -661,7 +599,7 @@ class Run:
             await trio.lowlevel.checkpoint_if_cancelled()
         finally:
             self._held.discard(task)
-            self.resume_branch(is_branch)
+            self.activity.resume_branch(is_branch)
 
     def check_memo_only(self) -> None:
         """
@@ -675,7 +613,7 @@ class Run:
 
     def _can_go_on(self) -> bool:
         """Tell whether a task of the body does anything but wait for one that does not go on."""
-        if not self._busy:
+        if not self.activity.has_busy_branch:
             return False
         pending = [] if self.body_task is None else [self.body_task]
         while pending:
@@ -687,6 +625,11 @@ class Run:
             if not below or not _waits_for_tasks(task):
                 return True
         return False
+
+    def _on_settled(self) -> None:
+        if self.may_be_passivated:
+            # It could not be while something was on its way.
+            self._on_change()
 
     def run_ended(self, operation: str) -> RunEndedError:
         """
@@ -701,69 +644,11 @@ class Run:
 
     # Steps and waits -----------------------------------------------------------------------------------------
 
-    def begin_execution(self) -> None:
-        """
-        Count a step as executing. To be followed by ``record_awakening`` if the instance is recorded as suspended.
-        """
-        self._executing += 1
-        if self.waits:
-            self._on_change()
-
     async def record_awakening(self) -> None:
         """
         Record that the suspended instance runs. Brought to its end, whatever is cancelled.
         """
-        await self.append((self._awakening(),))
-
-    def end_execution(self) -> None:
-        """
-        Count a step as no longer executing.
-        """
-        self._executing -= 1
-        if self.waits:
-            self._on_change()
-
-    def add_branch(self) -> None:
-        """
-        Count a branch whose task is about to start.
-        """
-        self._busy += 1
-
-    def enter_branch(self) -> None:
-        """
-        Take the current task for a branch that was counted before.
-        """
-        self._branches.add(trio.lowlevel.current_task())
-
-    def end_branch(self) -> None:
-        """
-        Take note that the branch that is the current task has ended.
-        """
-        self._branches.discard(trio.lowlevel.current_task())
-        self._busy -= 1
-        self._on_change()
-
-    def pause_branch(self) -> bool:
-        """
-        Take note that the current task does nothing but wait; return whether it is a branch.
-        """
-        is_branch = trio.lowlevel.current_task() in self._branches
-        if is_branch:
-            self._busy -= 1
-        else:
-            self._foreign += 1
-        self._on_change()
-        return is_branch
-
-    def resume_branch(self, is_branch: bool) -> None:
-        """
-        Take note that a task which did nothing but wait goes on.
-        """
-        if is_branch:
-            self._busy += 1
-        else:
-            self._foreign -= 1
-        self._on_change()
+        await self.ledger.append((self._awakening(),))
 
     async def wait(self, wait: Wait) -> None:
         """
@@ -776,46 +661,21 @@ class Run:
             wait.is_overdue = True
             await trio.lowlevel.checkpoint()
             return
-        timer = None
-        wait.event = trio.Event()
-        if wait.is_listed:
-            self._enter(wait)
         wait.scopes = durable_scopes.get()
-        self._watched.add(wait)
+        timer = None
         if wait.deadline is not None:
 
             def expire() -> None:
                 if wait.path not in self.deciding:
                     wait.is_overdue = True
-                    self.wake(wait)
+                    self.activity.wake(wait)
 
             timer = self.services.timers.arm(wait.deadline, expire)
         try:
-            await wait.event.wait()
+            await self.activity.wait(wait)
         finally:
-            self._watched.discard(wait)
             if timer is not None:
                 timer.cancel()
-            if wait.is_entered:
-                self._leave(wait)
-
-    def wake(self, wait: Wait) -> None:
-        """
-        End a wait. The branch counts as active at once, though its task goes on later.
-        """
-        if wait.is_entered:
-            self._leave(wait)
-        wait.event.set()
-
-    def _enter(self, wait: Wait) -> None:
-        wait.is_entered = True
-        self.waits[wait.path] = wait
-        wait.is_branch = self.pause_branch()
-
-    def _leave(self, wait: Wait) -> None:
-        wait.is_entered = False
-        del self.waits[wait.path]
-        self.resume_branch(wait.is_branch)
 
     def suspension(self) -> list[InstanceRecord]:
         """
@@ -827,22 +687,22 @@ class Run:
             self._may_have_turned_away = False
             records.extend(
                 WaitAbandoned(
-                    instance=self._header.number, seq=self.next_seq(), at=self.services.clock.now(), path=path
+                    instance=self._header.number, seq=self.ledger.next_seq(), at=self.services.clock.now(), path=path
                 )
                 for path in self.journal.waiting_paths()
-                if path not in self.waits
+                if path not in self.activity.waits
             )
         first = self._waits_in_order()[0]
-        deadlines = [wait.deadline for wait in self.waits.values()]
+        deadlines = [wait.deadline for wait in self.activity.waits.values()]
         deadlines += [scope.deadline for scope in self.open_scopes.values()]
         suspended = InstanceSuspended(
             instance=self._header.number,
-            seq=self.next_seq(),
+            seq=self.ledger.next_seq(),
             at=self.services.clock.now(),
             path=first.path,
             wake_at=min((deadline for deadline in deadlines if deadline is not None), default=None),
             note=first.note,
-            awaits_children=any(wait.is_for_child for wait in self.waits.values()),
+            awaits_children=any(wait.is_for_child for wait in self.activity.waits.values()),
             status=self.take_status(),
         )
         return [*records, suspended]
@@ -850,7 +710,7 @@ class Run:
     def _awakening(self) -> RunStarted:
         return RunStarted(
             instance=self._header.number,
-            seq=self.next_seq(),
+            seq=self.ledger.next_seq(),
             at=self.services.clock.now(),
             session=self.services.store.session,
         )
@@ -863,7 +723,7 @@ class Run:
         if self._ended:
             raise self.run_ended("set_status")
         self._pending_message = message
-        if not self._replaying:
+        if not self.replay.is_on:
             self._announce_pending()
 
     def _announce_pending(self) -> None:
@@ -873,13 +733,6 @@ class Run:
         self._pending_message = None
 
     # Records -------------------------------------------------------------------------------------------------
-
-    def next_seq(self) -> int:
-        """
-        Return the sequence number for a record that is queued before the next suspension.
-        """
-        self._seq += 1
-        return self._seq
 
     def take_status(self) -> str | None:
         """
@@ -920,12 +773,12 @@ class Run:
             facts["status"] = self.take_status()
         record = cls(
             instance=self._header.number,
-            seq=self.next_seq(),
+            seq=self.ledger.next_seq(),
             at=self.services.clock.now(),
             **facts,
         )
         records.append(record)
-        if not await self.append((*records, *beside)):
+        if not await self.ledger.append((*records, *beside)):
             await trio.lowlevel.checkpoint_if_cancelled()
             raise self.run_ended(operation)
         return record
@@ -936,7 +789,7 @@ class Run:
         """
         records = self._beginnings(place)
         if records:
-            await self.append(records)
+            await self.ledger.append(records)
 
     def _beginnings(self, place: Place | None) -> list[InstanceRecord]:
         """Return the records that must come before the first one of a place."""
@@ -947,74 +800,7 @@ class Run:
             )
             place.beginning = None
             place = place.outer
-        return [attrs.evolve(record, seq=self.next_seq()) for record in reversed(records)]
-
-    async def append(self, records: Sequence[InstanceRecord]) -> bool:
-        """
-        Make records durable, those of this instance in the order of their numbers, and take those into the journal.
-
-        Returns:
-            Whether they are; if not, the engine is about to stop.
-
-        Cancellation:
-            Brought to its end, whatever is cancelled.
-        """
-        newest = self.note_queued(records)
-        try:
-            await self.services.store.append(records)
-        except StorageError as error:
-            # Not the body's business: the engine stops, and this run is unwound by it.
-            self.failure = error
-            self.services.fail(error)
-            return False
-        finally:
-            self.end_append()
-        self.take_in(newest)
-        return True
-
-    def end_append(self) -> None:
-        """
-        Take note that what was queued with ``note_queued`` is not on its way any more.
-        """
-        self._in_flight -= 1
-        if self._settled is not None and not self._in_flight:
-            self._settled.set()
-        if self.may_be_passivated:
-            # It could not be while something was on its way.
-            self._on_change()
-
-    async def wait_settled(self) -> None:
-        """
-        Wait until nothing of this run is on its way to the store, so that the next one continues behind it.
-        """
-        while self._in_flight:
-            self._settled = trio.Event()
-            await self._settled.wait()
-
-    def note_queued(self, records: Sequence[InstanceRecord]) -> int:
-        """
-        Take note of records that are about to be queued; return the sequence number of the newest of this instance.
-        """
-        self._in_flight += 1
-        newest = 0
-        number = self._header.number
-        for record in records:
-            if record.instance == number:
-                self._unapplied.append(record)
-                newest = record.seq
-                if type(record) is InstanceSuspended:
-                    self.is_suspended_on_record = True
-                elif self.is_suspended_on_record and type(record) not in _STILL_SUSPENDED:
-                    self.is_suspended_on_record = False
-        return newest
-
-    def take_in(self, newest: int) -> None:
-        """
-        Take the records up to the sequence number *newest*, which are durable, into the journal.
-        """
-        # What was queued before is durable, too, but the tasks that wait for it are woken in no promised order.
-        while self._unapplied and self._unapplied[0].seq <= newest:
-            self.journal.apply(self._unapplied.popleft())
+        return [attrs.evolve(record, seq=self.ledger.next_seq()) for record in reversed(records)]
 
     # Phases --------------------------------------------------------------------------------------------------
 
@@ -1036,9 +822,7 @@ class Run:
             self.leaving = leaving
         self.scope.cancel()
         self.left.set()
-        for wait in list(self._watched):
-            # Those in tasks that are shielded; all others are cancelled already.
-            wait.event.set()
+        self.activity.wake_all()
         self._on_change()
 
     def begin_body(self) -> None:
@@ -1046,7 +830,7 @@ class Run:
         Take the current task for the one of the body.
         """
         self.body_task = trio.lowlevel.current_task()
-        self._branches.add(self.body_task)
+        self.activity.enter_branch()
         current_run.set(self)
 
     def end_body(self) -> None:
@@ -1054,13 +838,11 @@ class Run:
         Take note that the body has been left: contexts are of no use any more.
         """
         self._ended = True
-        if self.body_task is not None:
-            self._branches.discard(self.body_task)
+        self.activity.leave_branch()
         self.body_task = None
-        for wait in list(self._watched):
-            # In tasks of others, which the body has given its context to.
-            wait.event.set()
-        if self._replaying:
+        # Some may be in tasks of others, which the body has given its context to.
+        self.activity.wake_all()
+        if self.replay.is_on:
             self._announce_pending()
 
     def begin_compensations(self) -> None:
@@ -1074,7 +856,7 @@ class Run:
         else:
             self.scope.cancel()
         self._compensator = trio.lowlevel.current_task()
-        self._branches.add(self._compensator)
+        self.activity.enter_branch()
         # Signals that waited for what becomes of the body are told now.
         self._on_change()
 
@@ -1089,10 +871,6 @@ class Run:
         return self._ended and not self._is_compensating()
 
 
-#: Records after which an instance is still suspended, if it was: the body has no part in them. What the body begins or
-#: turns away from makes the recorded deadlines and waits untrue, and it might never be woken.
-_STILL_SUSPENDED = frozenset((SignalKept, CancelRequested))
-
 #: Where a task is, as module and function, that waits for the tasks below it.
 _WAITS_FOR_TASKS = frozenset((("trio._core._run", "_nested_child_finished"), ("memable._fan_out", "_pause")))
 
@@ -1103,20 +881,6 @@ def _waits_for_tasks(task: trio.lowlevel.Task) -> bool:
         (frame.f_globals.get("__name__"), frame.f_code.co_name) in _WAITS_FOR_TASKS
         for frame, _ in task.iter_await_frames()
     )
-
-
-def _unserved_paths(journal: Journal, is_memo_only: bool) -> dict[str, int]:
-    """Return the paths of what a replay is to return inside an expired scope, with sequence numbers where known."""
-    if not journal.scopes:
-        return {}
-    found: dict[str, int] = {}
-    for records in (journal.scopes, journal.kept, journal.memos):
-        found.update((path, record.seq) for path, record in records.items())
-    found.update(journal.compensations)
-    found.update(dict.fromkeys(journal.detached, 0))
-    if is_memo_only:
-        return found
-    return {path: seq for path, seq in found.items() if not journal.is_within_outcome(path)}
 
 
 def is_time(seconds: object) -> bool:

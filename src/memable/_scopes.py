@@ -139,11 +139,11 @@ class DurableScope:
             else:
                 if memo is not None:
                     # Scopes around it let it come to its end.
-                    run.hold_served(path, memo.seq)
+                    run.replay.hold(path, memo.seq)
                 await run.serve_memo()
         except BaseException as exc:
             if path is not None:
-                run.end_served(path)
+                run.replay.return_(path)
             await refuse(run, place, path, exc)
             raise
         self._path = path
@@ -181,7 +181,7 @@ class DurableScope:
             self._cancel()
 
     def _has_unserved(self) -> bool:
-        return self._run.has_unserved(self._place.prefix, *self._window)
+        return self._run.replay.has_unserved(self._place.prefix, *self._window)
 
     def _cancel_after(self, seconds: float) -> None:
         if self._timer is not None:
@@ -251,7 +251,7 @@ class DurableScope:
             self._timer.cancel()
         durable_scopes.set(self._outer)
         self._run.open_scopes.pop(self._path, None)
-        self._run.end_served(self._path)
+        self._run.replay.return_(self._path)
         self._is_left = True
         self._over.set()
         suppressed = bool(self._scope.__exit__(exc_type, exc, exc_traceback))

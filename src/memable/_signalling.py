@@ -143,19 +143,19 @@ class Answers:
         try:
             record = cls(
                 instance=entry.header.number,
-                seq=run.next_seq(),
+                seq=run.ledger.next_seq(),
                 at=self._services.clock.now(),
                 path=path,
                 value=value,
             )
-            if not await run.append((record,)):
-                assert run.failure is not None
-                raise run.failure
+            if not await run.ledger.append((record,)):
+                assert run.ledger.failure is not None
+                raise run.ledger.failure
         finally:
             run.end_deciding(path)
-        wait = run.waits.get(path)
+        wait = run.activity.waits.get(path)
         if wait is not None:
-            run.wake(wait)
+            run.activity.wake(wait)
 
     @trio.lowlevel.enable_ki_protection
     async def _signal_at_rest(
@@ -246,20 +246,20 @@ class Answers:
     @trio.lowlevel.enable_ki_protection
     async def _settle_run(self, entry: Entry, run: Run, path: str, answer: Any, kind: str) -> None:
         """Answer while the run waits until it may ask the probe again."""
-        if path not in run.journal.intents or path not in run.waits or path in run.deciding:
+        if path not in run.journal.intents or path not in run.activity.waits or path in run.deciding:
             reason = "the instance runs, and does not wait to be told; wait until it is Blocked at the step"
             raise self._rejected(entry, path, reason)
         record = self._settlement(entry, run.journal, path, answer, kind)
         run.deciding.add(path)
         try:
-            if not await run.append((attrs.evolve(record, seq=run.next_seq()),)):
-                assert run.failure is not None
-                raise run.failure
+            if not await run.ledger.append((attrs.evolve(record, seq=run.ledger.next_seq()),)):
+                assert run.ledger.failure is not None
+                raise run.ledger.failure
         finally:
             run.deciding.discard(path)
-        wait = run.waits.get(path)
+        wait = run.activity.waits.get(path)
         if wait is not None:
-            run.wake(wait)
+            run.activity.wake(wait)
 
     @trio.lowlevel.enable_ki_protection
     async def _settle_at_rest(self, entry: Entry, path: str, answer: Any, kind: str) -> None:

@@ -243,14 +243,14 @@ async def execute_step(run: Run, place: Place, path: str, step: Step, annotation
     while True:
         attempt = await _wait_for_attempt(run, place, path, step)
         started_at = run.services.clock.now()
-        run.begin_execution()
+        run.activity.begin_execution()
         try:
-            if run.is_suspended_on_record:
+            if run.ledger.is_suspended:
                 await run.record_awakening()
             made = await _attempt(run, path, step, annotation, attempt)
             record = await _record(run, place, path, step, made, attempt=attempt, started_at=started_at)
         finally:
-            run.end_execution()
+            run.activity.end_execution()
         if isinstance(made, _Returned):
             return made.value
         if isinstance(record, StepFailed):
@@ -298,9 +298,9 @@ async def _execute_once(run: Run, place: Place, path: str, step: Step, annotatio
             raise run.misuse(problem, path)
     elif (outcome := await _probe(run, place, path, step, annotation)) is not None:
         return outcome.value if isinstance(outcome, _Returned) else outcome
-    run.begin_execution()
+    run.activity.begin_execution()
     try:
-        if run.is_suspended_on_record:
+        if run.ledger.is_suspended:
             await run.record_awakening()
         async with _reserve_thread(step) as reserved:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -310,7 +310,7 @@ async def _execute_once(run: Run, place: Place, path: str, step: Step, annotatio
             with trio.CancelScope(shield=True):
                 made, record = await _take_effect(run, place, path, reserved, annotation)
     finally:
-        run.end_execution()
+        run.activity.end_execution()
     if isinstance(made, _Returned):
         return made.value
     # No policy retries an effect.
@@ -368,9 +368,9 @@ async def _probe(run: Run, place: Place, path: str, step: Step, annotation: Any)
             # Somebody has settled it meanwhile.
             return _settled(run, path, annotation)
         started_at = run.services.clock.now()
-        run.begin_execution()
+        run.activity.begin_execution()
         try:
-            if run.is_suspended_on_record:
+            if run.ledger.is_suspended:
                 await run.record_awakening()
             made = await _attempt(run, path, asking, annotation, attempt)
             if isinstance(made, _NotDone):
@@ -383,7 +383,7 @@ async def _probe(run: Run, place: Place, path: str, step: Step, annotation: Any)
                 )
             record = await _record(run, place, path, step, made, attempt=attempt, started_at=started_at)
         finally:
-            run.end_execution()
+            run.activity.end_execution()
         if isinstance(made, _Returned):
             return made
         if isinstance(record, StepFailed):

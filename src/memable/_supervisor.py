@@ -157,7 +157,7 @@ class Supervisor:
                     run = self._prepare(entry, journal, is_first=is_first, is_memo_only=is_memo_only)
                     driven = await drive(run, self._body(self.definitions[entry.workflow], run))
                     fatal.extend(driven.fatal)
-                    await run.wait_settled()
+                    await run.ledger.wait_settled()
                     journal, is_first = None, False
                     needs_run = is_memo_only = driven.needs_memo_only_run
             except StorageError as error:
@@ -445,10 +445,10 @@ class Supervisor:
     @trio.lowlevel.enable_ki_protection
     async def _request_cancel(self, header: InstanceHeader, run: Run, reason: str | None) -> None:
         at = self.services.clock.now()
-        request = CancelRequested(instance=header.number, seq=run.next_seq(), at=at, reason=reason)
+        request = CancelRequested(instance=header.number, seq=run.ledger.next_seq(), at=at, reason=reason)
         # Set before the record is on its way: however the body ends from here on, its record comes after this one.
         run.cancel_request = request
-        if await run.append((request,)):
+        if await run.ledger.append((request,)):
             run.cancel("cancelled")
 
     @trio.lowlevel.enable_ki_protection

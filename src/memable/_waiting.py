@@ -50,7 +50,7 @@ async def perform_suspend(run: Run, place: Place, point: SuspendPoint[Any], *, s
             await _check_and_suspend(run, place, path, point, status=status, timeout=timeout)
             # What was decided counts, even if a scope has expired since: it cancels what comes next.
             outcome = _recall(run, path, point)
-            run.end_served(path)
+            run.replay.return_(path)
     except BaseException as exc:
         await refuse(run, place, path, exc)
         raise

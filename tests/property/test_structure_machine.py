@@ -557,6 +557,9 @@ class StructureMachine(RuleBasedStateMachine):
             is_cut_short = True
             self.disk = self.crash()
             if isinstance(weather.disturbance, Cut) and weather.disturbance.loss != "kill":
+                # What a killed process had removed may be there again, or not.
+                removed = [header for number, (header, _) in self.base.items() if number not in self.kept]
+                self.may_vanish.update((header.workflow, header.instance_id) for header in removed)
                 self.kept = self.base
         disk.cut_at = None
         assert world.wrongs == []
@@ -664,7 +667,8 @@ class StructureMachine(RuleBasedStateMachine):
         for what, name in self.told:
             number = by_name.get(name)
             if what == "deleted":
-                assert number is None, f"{name} was deleted"
+                # Its id may be in use again.
+                assert number not in self.kept, f"{name} was deleted"
                 continue
             if number is None:
                 assert WORKFLOWS[name[0]] is not None or name in self.may_vanish, f"{name} was {what}, and is gone"
@@ -685,15 +689,20 @@ class StructureMachine(RuleBasedStateMachine):
             retention_s = WORKFLOWS[header.workflow]
             ended_at = self.checked_at if header.completed_at is None else header.completed_at
             is_over = retention_s is not None and ended_at + retention_s <= self.now
-            assert is_over or name in self.may_vanish or self.is_family_gone(header), f"{name} has vanished"
+            assert is_over or name in self.may_vanish or self.is_family_gone(header, kept), f"{name} has vanished"
         assert self.gone.isdisjoint(kept), "what was gone is there again"
 
-    def is_family_gone(self, header: InstanceHeader) -> bool:
+    def is_family_gone(self, header: InstanceHeader, kept: Kept) -> bool:
         """
-        Tell whether an instance may be gone because a parent of it is, or has forgotten it.
+        Tell whether an instance may be gone because a parent of it is, has forgotten it, or was started once more.
         """
         while header.parent_name is not None:
             if header.parent_name in self.may_vanish | self.may_lose_children:
+                return True
+            if any(
+                number > header.number and (one.workflow, one.instance_id) == header.parent_name
+                for number, (one, _) in kept.items()
+            ):
                 return True
             parents = [one for one, _ in self.kept.values() if (one.workflow, one.instance_id) == header.parent_name]
             if not parents:
@@ -723,6 +732,9 @@ class StructureMachine(RuleBasedStateMachine):
         """
         for workflow, instance_id, path, outcome in self.world.seen:
             number = by_name.get((workflow, instance_id))
+            if any(instance_id.startswith(parent_id + "/") for _, parent_id in self.may_lose_children):
+                # It may have been forgotten since.
+                continue
             if number is None:
                 assert (workflow, instance_id) in self.may_vanish or self.was_or_may_be_gone((workflow, instance_id))
                 continue
