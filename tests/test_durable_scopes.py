@@ -745,3 +745,27 @@ async def test_failure_that_the_expired_scope_cut_off_is_cut_off_on_a_replay(aut
         return scope.cancelled_caught
 
     assert await observe_twice(body) == (True, True)
+
+
+async def test_resume_of_a_failure_inside_a_scope_gets_a_fresh_deadline(place: Place, autojump_clock: MockClock):
+    """
+    What failed inside a scope and is tried again, long after the scope's deadline, gets the scope's full time.
+    """
+    failures = [ValueError()]
+
+    async def work() -> str:
+        await trio.sleep(5)
+        if failures:
+            raise failures.pop()
+        return "done"
+
+    async def body(ctx: memable.Context) -> str:
+        async with ctx.fail_after("limit", 10):
+            return await ctx.step("work", work)
+
+    workflow = memable.workflow(name="w")(body)
+    async with memable.open_engine(place.store(), workflows=[workflow]) as engine:
+        assert isinstance(await (await engine.invoke(workflow, instance_id="i")).wait(), memable.Failed)
+    await trio.sleep(HOUR)
+    async with memable.open_engine(place.store(), workflows=[workflow]) as engine:
+        assert await (await engine.resume(workflow, "i")).result() == "done"

@@ -202,6 +202,10 @@ class Journal:
         if self.ending is not None or record.anew:
             # One that was not carried out yet still is.
             self.cancel_requested = None
+        if self.ending is not None:
+            # Scopes that the end has cut short: what is tried again in them gets their full time.
+            for path in [path for path in self.scopes if path not in self.memos]:
+                del self.scopes[path]
         self.blocked = self.ending = self.suspended = None
         if record.anew:
             for paths in self._by_path():
