@@ -13,6 +13,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,6 +27,9 @@ from watched_disk import Call, WatchedDisk
 
 #: A worker that is stuck ends itself after so many seconds; one that is not takes a small fraction of that.
 GIVE_UP_AFTER_S = 120
+
+#: Nobody signals there.
+NEVER = memable.SuspendPoint("never", int)
 
 Body = Callable[[memable.Context, int], Awaitable[list[int]]]
 
@@ -81,6 +85,12 @@ class Effects:
         self._runs[name] += 1
         return self._runs[name]
 
+    def has_run(self, instance_id: str, key: str) -> bool:
+        """
+        Tell whether a step's function was ever called.
+        """
+        return self._runs[f"{instance_id} {key}"] > 0
+
     def acknowledged(self, instance_id: str, key: str) -> None:
         """
         Note that a body was given a step's outcome.
@@ -100,6 +110,19 @@ class Steps:
 
     ctx: memable.Context
     effects: Effects
+    workflows: dict[str, memable.Workflow[[int], list[int]]]
+
+    async def value_once(self, key: str, value: int) -> int:
+        """
+        Run a step whose effect must not repeat; the world outside knows whether it has happened.
+        """
+        step = self.ctx.step(key, self._return, key, value, once=True, probe=self._ask)
+        return await self._acknowledged(key, step)
+
+    async def _ask(self, key: str, value: int) -> int:
+        if not self.effects.has_run(self.ctx.instance_id, key):
+            raise memable.NotDoneError(key)
+        return value
 
     async def value(self, key: str, value: int) -> int:
         return await self._acknowledged(key, self.ctx.step(key, self._return, key, value))
@@ -181,6 +204,36 @@ async def run_threads(steps: Steps, number: int) -> list[int]:
     return [await steps.value_in_thread("one", number), await steps.value_in_thread("two", number * 2)]
 
 
+async def run_waits(steps: Steps, number: int) -> list[int]:
+    async def visit(ctx: memable.Context, item: int) -> int:
+        await ctx.sleep("nap", 0.002)
+        return await attrs.evolve(steps, ctx=ctx).value(f"visit-{item}", number + item)
+
+    await steps.ctx.sleep("nap", 0.001)
+    values = await steps.ctx.fan_out("visits", visit, range(3), limit=2)
+    async with steps.ctx.move_on_after("limit", 0.001) as scope:
+        await steps.ctx.suspend(NEVER)
+    return [*values, int(scope.cancelled_caught)]
+
+
+async def run_effects(steps: Steps, number: int) -> list[int]:
+    return [await steps.value_once("pay", number), await steps.value("between", 1), await steps.value_once("mail", 2)]
+
+
+async def run_family(steps: Steps, number: int) -> list[int]:
+    return await steps.ctx.call("child", steps.workflows["sequence"], number)
+
+
+async def run_saga(steps: Steps, number: int) -> list[int]:
+    async def undo(key: str) -> None:
+        await steps._return(key, 0)
+
+    await steps.ctx.compensate("undo-first", undo, "undo-first")
+    await steps.ctx.compensate("undo-second", undo, "undo-second")
+    await steps.value("first", number)
+    raise ValueError("undo it")
+
+
 @attrs.frozen
 class Shape:
     """
@@ -191,7 +244,11 @@ class Shape:
     expected: Callable[[int], list[int]]
     "What an instance of that number returns."
     calls: dict[str, int]
-    "How often each step's function is called if nothing is killed."
+    "How often each step's function is called if nothing is killed. What begins with a slash is a child's."
+    once: frozenset[str] = frozenset()
+    "The steps whose effects never repeat."
+    unacknowledged: frozenset[str] = frozenset()
+    "The steps whose outcomes no body is given: compensations."
 
 
 SHAPES = {
@@ -205,6 +262,19 @@ SHAPES = {
     ),
     "retries": Shape(run_retries, lambda n: [n, n + 1], {"flaky": 3, "after": 1}),
     "failures": Shape(run_failures, lambda n: [1, 3, n], {"at-once": 1, "in-the-end": 3, "instead": 1}),
+    "waits": Shape(run_waits, lambda n: [n, n + 1, n + 2, 1], {f"visit-{item}": 1 for item in range(3)}),
+    "effects": Shape(
+        run_effects, lambda n: [n, 1, 2], {"pay": 1, "between": 1, "mail": 1}, once=frozenset({"pay", "mail"})
+    ),
+    "family": Shape(
+        run_family, lambda n: [n, n + 1, n + 2, n + 3, n + 4], {f"/child add-{index}": 1 for index in range(4)}
+    ),
+    "saga": Shape(
+        run_saga,
+        lambda _: [],
+        {"first": 1, "undo-first": 1, "undo-second": 1},
+        unacknowledged=frozenset({"undo-first", "undo-second"}),
+    ),
     "threads": Shape(run_threads, lambda n: [n, 2 * n], {"one": 1, "two": 1}),
 }
 
@@ -217,11 +287,12 @@ def make_workflows(effects: Effects) -> dict[str, memable.Workflow[[int], list[i
     def make(name: str, shape: Shape) -> memable.Workflow[[int], list[int]]:
         @memable.workflow(name=name)
         async def body(ctx: memable.Context, number: int) -> list[int]:
-            return await shape.run(Steps(ctx, effects), number)
+            return await shape.run(Steps(ctx, effects, workflows), number)
 
         return body
 
-    return {name: make(name, shape) for name, shape in SHAPES.items()}
+    workflows = {name: make(name, shape) for name, shape in SHAPES.items()}
+    return workflows
 
 
 def shape_of(number: int) -> str:
@@ -246,11 +317,33 @@ async def work(orders: Orders) -> None:
     store = memable.FileStore(
         orders.store, durability=orders.durability, disk=WatchedDisk(RealDisk(), partial(_on_call, orders.kill, []))
     )
-    async with memable.open_engine(store, workflows=workflows.values()) as engine, trio.open_nursery() as nursery:
+    # Some keep what waits in memory, others unwind it.
+    max_parked = 1000 if orders.count % 2 else 0
+    async with memable.open_engine(store, workflows=workflows.values(), max_parked=max_parked) as engine:
+        await start_all(engine, workflows, orders.count)
+        await finish_all(engine, workflows, orders.count)
+
+
+async def start_all(engine: memable.Engine, workflows: dict[str, Any], count: int) -> None:
+    """
+    Start what is not started yet, all at once.
+    """
+    async with trio.open_nursery() as nursery:
         notify()
-        for number in range(orders.count):
+        for number in range(count):
             invoke = partial(engine.invoke, instance_id=instance_id_of(number))
             nursery.start_soon(cast("Callable[..., Awaitable[Any]]", invoke), workflows[shape_of(number)], number)
+
+
+async def finish_all(engine: memable.Engine, workflows: dict[str, Any], count: int) -> None:
+    """
+    Wait for the end of each: leaving the engine would not wait for those that wait themselves.
+    """
+    for number in range(count):
+        invocation = await engine.get(workflows[shape_of(number)], instance_id_of(number))
+        with suppress(memable.WorkflowFailedError):
+            await invocation.result()
+        notify()
 
 
 def _on_call(kill: SelfKill | None, calls: list[str], call: Call) -> None:
