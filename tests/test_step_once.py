@@ -756,23 +756,60 @@ async def test_probe_can_be_cancelled_and_is_asked_again(autojump_clock: object)
     assert asked == [1, 1]
 
 
-async def test_probe_whose_value_cannot_be_stored_is_a_failure_of_the_step(autojump_clock: object):
+async def test_probe_whose_value_cannot_be_stored_leaves_the_outcome_unknown(autojump_clock: object):
     """
-    A probe that returns something else than the step's type makes the step fail as an unstorable value does.
+    A probe that returns something else than the step's type is wrong, not the effect: once mended, it is asked again.
     """
     store = await crashed_in_effect(pay_once)
 
-    async def effect() -> str:
-        raise AssertionError
-
-    async def probe() -> Any:
+    async def wrong_probe() -> Any:
         return 3
 
-    async def body(ctx: memable.Context) -> None:
-        with pytest.raises(memable.SerializationError, match=r"expected builtins\.str, got builtins\.int"):
-            await ctx.step("pay", effect, once=True, probe=probe)
+    async def probe() -> str:
+        return "paid"
 
-    assert await run_body(body, store=store) == memable.Completed()
+    async def ask(ctx: memable.Context, asked: Any) -> None:
+        assert await ctx.step("pay", never, once=True, probe=asked) == "paid"
+
+    state = await run_body(partial(ask, asked=wrong_probe), store=store)
+    assert isinstance(state, memable.Blocked)
+    assert state.error.matches(memable.OutcomeUnknownError)
+    assert "expected builtins.str, got builtins.int" in state.error.message
+    assert await run_body(partial(ask, asked=probe), store=store) == memable.Completed()
+
+
+@pytest.mark.parametrize("has_probe", [False, True])
+async def test_once_whose_value_cannot_be_stored_does_not_happen_again_by_a_resume(
+    has_probe: bool, autojump_clock: object
+):
+    """
+    An effect that happened stays so: a resume asks for its value, by the probe or by a person.
+    """
+    store = memable.InMemoryStore()
+    happened: list[int] = []
+
+    async def effect() -> str:
+        happened.append(1)
+        return 3 if has_wrong_type else "paid"  # type: ignore[return-value]
+
+    async def probe() -> str:
+        return "paid"
+
+    async def body(ctx: memable.Context) -> str:
+        return await ctx.step("pay", effect, once=True, probe=probe if has_probe else None)
+
+    has_wrong_type = True
+    workflow = memable.workflow(name="w")(body)
+    async with memable.open_engine(store, workflows=[workflow]) as engine:
+        invocation = await engine.invoke(workflow, instance_id=INSTANCE)
+        assert isinstance(await ending_of(invocation), memable.Failed)
+        has_wrong_type = False
+        state = await ending_of(await engine.resume(workflow, INSTANCE))
+        if not has_probe:
+            assert isinstance(state, memable.Blocked)
+            await engine.settle(workflow, INSTANCE, "pay", value="paid")
+        assert await invocation.result() == "paid"
+    assert happened == [1]
 
 
 async def test_probe_that_uses_the_context_blocks(autojump_clock: object):

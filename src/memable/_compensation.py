@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from ._decide import fatal_leaves, find_code_error
-from ._errors import CompensationLostError, MisuseError, SerializationError, WorkflowCodeError
+from ._errors import CompensationLostError, MisuseError, OutcomeUnknownError, SerializationError, WorkflowCodeError
 from ._records import CompensationRegistered
 from ._run import Place, Run
 from ._step import Step, execute_step, find_misused_settings, find_unfit_arguments, refuse
@@ -102,6 +102,9 @@ async def run_compensations(run: Run) -> tuple[WorkflowCodeError | None, list[Ba
                     code_error = find_code_error(error)
                     if code_error is None:
                         raise
+                    if isinstance(code_error, OutcomeUnknownError):
+                        # What is older is undone later: not before somebody has told what became of this one.
+                        return code_error, []
                     blocked = blocked or code_error
     except BaseException as exc:  # noqa: BLE001 - sorted by the caller
         return blocked, [*fatal_leaves(exc, trio.Cancelled)] or [exc]

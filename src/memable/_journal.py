@@ -44,6 +44,7 @@ from ._records import (
     SleepEnded,
     StepCompleted,
     StepFailed,
+    StepFailure,
     SuspendTimedOut,
     WaitAbandoned,
     WaitStarted,
@@ -122,6 +123,8 @@ class Journal:
     "Cancel scopes that were entered, by path."
     intents: dict[str, IntentRecorded] = attrs.field(factory=dict)
     "Effects that may have happened, and have no outcome yet, by path."
+    unstored: dict[str, IntentRecorded] = attrs.field(factory=dict)
+    "Effects that have happened, but whose values could not be stored, by path."
     fan_outs: dict[str, FanOutItems] = attrs.field(factory=dict)
     "What is recorded of the items of fan-outs, by the paths of those."
     children: dict[str, str] = attrs.field(factory=dict)
@@ -243,7 +246,9 @@ class Journal:
             self.attempts.pop(path, None)
             self.abandoned.discard(path)
         if self.intents:
-            self.intents.pop(path, None)
+            intent = self.intents.pop(path, None)
+            if intent is not None and isinstance(record, StepFailed) and record.failure is StepFailure.SERIALIZATION:
+                self.unstored[path] = intent
 
     def _take_attempt(self, record: AttemptFailed) -> None:
         self.attempts[record.path] = record
@@ -579,6 +584,7 @@ class Journal:
             self.kept,
             self.scopes,
             self.intents,
+            self.unstored,
             self.fan_outs,
             self.children,
             self.detached,
@@ -590,6 +596,9 @@ class Journal:
         """Give a recorded failure another try. What was done within it stands, and so do a call's child instances."""
         for paths in (self.memos, self.attempts, self.waits, self.abandoned, self.scopes):
             _remove_from(paths, path)
+        if path in self.unstored:
+            # It must not happen once more: somebody has to tell its value.
+            self.intents[path] = self.unstored.pop(path)
 
     def _drop(self, path: str) -> None:
         """Forget a path with all below it, and the outcomes that contain it. What else they contain stands."""

@@ -375,7 +375,8 @@ async def _probe(run: Run, place: Place, path: str, step: Step, annotation: Any)
             made = await _attempt(run, path, asking, annotation, attempt)
             if isinstance(made, _NotDone):
                 return None
-            if isinstance(made, _GaveUp) and made.failure is not StepFailure.SERIALIZATION:
+            if isinstance(made, _GaveUp):
+                # Also an answer that cannot be stored: it is the probe that is wrong, not the effect.
                 raise run.blame(
                     OutcomeUnknownError(
                         workflow=run.workflow_name, instance_id=run.instance_id, key=path, error=made.info
@@ -386,8 +387,7 @@ async def _probe(run: Run, place: Place, path: str, step: Step, annotation: Any)
             run.activity.end_execution()
         if isinstance(made, _Returned):
             return made
-        if isinstance(record, StepFailed):
-            return _Failure(_failure_of(run, record))
+        assert isinstance(record, AttemptFailed)
 
 
 def _settled(run: Run, path: str, annotation: Any) -> _Returned | _Failure | None:

@@ -344,7 +344,9 @@ class Ledger:
         if path in self.compensations:
             assert self.begun is not None, "a compensation has run too early"
             later = [one for one, seq in self.compensations.items() if seq > self.compensations[path]]
-            assert all(one in self.memos for one in later), "compensations have run in a wrong order"
+            # One whose outcome is unknown blocks the instance, once the others have run.
+            done = self.memos.keys() | self.intents
+            assert all(one in done for one in later), "compensations have run in a wrong order"
         else:
             assert self.begun is None
         if not is_effect:
@@ -400,8 +402,13 @@ class Ledger:
             for path in [path for path in self.memos if is_within(forgotten, path)]:
                 del self.memos[path]
             self.intents = {path for path in self.intents if not is_within(path, forgotten)}
+        if self.ending is not None:
+            # What failed within a scope left it undecided: it gets its full time once more.
+            self.scopes = {path: scope for path, scope in self.scopes.items() if path in self.memos}
         self.fresh_waits.clear()
-        self.ending = self.cancel = self.blocked = None
+        if self.ending is not None or record.anew:
+            self.cancel = None
+        self.ending = self.blocked = None
         self.resumes += 1
 
     def _end(self, record: InstanceCompleted | InstanceFailed | InstanceCancelled) -> None:
@@ -699,6 +706,9 @@ class StructureMachine(RuleBasedStateMachine):
         while header.parent_name is not None:
             if header.parent_name in self.may_vanish | self.may_lose_children:
                 return True
+            if WORKFLOWS[header.parent_name[0]] is not None:
+                # Its retention may have been over, and it may have been started once more, and ended again.
+                return True
             if any(
                 number > header.number and (one.workflow, one.instance_id) == header.parent_name
                 for number, (one, _) in kept.items()
@@ -922,6 +932,9 @@ class StructureMachine(RuleBasedStateMachine):
         ledger = self.choose(index)
         known = ledger.known_paths()
         paths = tuple(dict.fromkeys(known[one % len(known)] for one in forget)) if known else ()
+        if ledger.compensations and not anew:
+            # What runs again may fail before it registers them all, and then the instance stays Blocked.
+            paths = ()
         self.asked = paths, anew
         if paths or anew:
             self.may_lose_children.add(ledger.name)
