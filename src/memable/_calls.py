@@ -4,7 +4,7 @@ Child instances: started with their parent's record of it, waited for, and what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -200,6 +200,7 @@ async def _start(run: Run, place: Place, call: ChildCall) -> None:
         if existing.header.detached is not call.detached:
             problem = "an earlier run has started a child instance here that lives on its own, for ctx.start"
             raise run.misuse(f"{problem}; use a new key for ctx.{call.operation}", call.path)
+        await _refuse_other_input(run, call, existing, given)
         await run.record(call.operation, place, cls, **facts)
         return
     started = InstanceStarted(
@@ -218,6 +219,24 @@ async def _start(run: Run, place: Place, call: ChildCall) -> None:
         await run.record(call.operation, place, cls, beside=(*beside, started), **facts)
     finally:
         await run.host.settle_child(entry, started)
+
+
+async def _refuse_other_input(run: Run, call: ChildCall, existing: Any, given: Encoded) -> None:
+    """
+    Refuse to take an instance that exists for the one that is to be started, if its arguments are others.
+
+    Raises:
+        MisuseError: They are.
+    """
+    services, fn = run.services, call.definition.fn
+    recorded = (await run.host.load(existing)).started.input
+
+    def annotations_for(count: int) -> Sequence[Any]:
+        return services.annotations.parameter_annotations(fn, True, count)
+
+    if not services.codec.same_arguments(recorded, given, annotations_for):
+        problem = f"instance {existing.instance_id!r} exists already, with other arguments"
+        raise run.misuse(f"{problem}; let it end and engine.delete(...) it, or use a new key", call.path)
 
 
 def _encode_arguments(run: Run, call: ChildCall) -> Encoded:

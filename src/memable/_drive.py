@@ -26,6 +26,7 @@ from ._records import (
 )
 from ._related import related_to
 from ._run import MEMO_ONLY_PATIENCE_S, Run, child_instance_id
+from ._step_misuse import find_misused_call
 
 logger = logging.getLogger("memable")
 
@@ -137,6 +138,9 @@ async def _end(run: Run, exc: BaseException | None, *, returned: bool, value: ob
 
 
 def _decide(run: Run, exc: BaseException | None, value: object) -> Ending:
+    problem = find_misused_call(exc)
+    if problem is not None and run.leaving is None:
+        run.misuse(problem)
     ending = decide_ending(run.facts(exc), exc)
     if not isinstance(ending, Complete):
         return ending

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from datetime import datetime
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, NoReturn, Self
 
 import attrs
 import trio
@@ -118,6 +118,14 @@ class DurableScope:
         if self._is_due or self._decided is not None or self._deadline is None:
             return self._is_due
         return self._deadline <= self._run.services.clock.now()
+
+    def __enter__(self) -> NoReturn:
+        raise self._run.misuse(f"write 'async with ctx.{self._operation}(...)': entering a durable scope records it")
+
+    def __exit__(self, *_: object) -> None:
+        """
+        Never called: a durable scope cannot be entered so.
+        """
 
     async def __aenter__(self) -> Self:
         run, place = self._run, self._place

@@ -7,16 +7,21 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import AsyncGeneratorType, BuiltinFunctionType, BuiltinMethodType, FunctionType, MappingProxyType, MethodType
 from typing import Any, Literal, TypeAlias
 
 from ._numbers import is_number
+from ._related import related_to
 from ._retry import Inherit, RetryPolicy
 
 Operation: TypeAlias = Literal["step", "step_in_thread"]
 "What the author called."
+
+#: What Python says of a call that does not fit the signature.
+_REFUSED_CALL = re.compile(r"Context\.(?P<method>\w+)\(\) (?P<problem>(?:got|missing|takes) .*)")
 
 #: More decorators than this around one function are a mistake, or a circle.
 MAX_WRAPPERS = 100
@@ -52,6 +57,20 @@ def find_misused_setting(timeout: object, retry: object, limiter: object) -> str
         return f"retry is {retry!r}; give a memable.RetryPolicy, None for no retries, or leave it out"
     if limiter is not None and not hasattr(limiter, "acquire_on_behalf_of"):
         return f"limiter is {limiter!r}; give a trio.CapacityLimiter, or leave it out"
+    return None
+
+
+def find_misused_call(exc: BaseException | None) -> str | None:
+    """
+    Return what is wrong with a call of a context's method whose arguments Python has refused, or None.
+
+    Args:
+        exc: What left the body.
+    """
+    for leaf in () if exc is None else related_to(exc):
+        # Nothing of the method has run: the exception was raised where it was called.
+        if type(leaf) is TypeError and (found := _REFUSED_CALL.match(str(leaf))) is not None:
+            return f"ctx.{found['method']}() {found['problem']}; see help(memable.Context.{found['method']})"
     return None
 
 
