@@ -4,6 +4,7 @@ Cancelling instances: durable first, carried out whatever happens, and reported 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -711,3 +712,40 @@ async def test_cancel_that_cannot_come_to_its_end_says_why(place: Place, autojum
         await engine.wait_all()
         assert await engine.state("w", "i") == memable.Cancelled("enough")
     assert undone == ["undone"]
+
+
+@pytest.mark.parametrize("max_parked", [0, 1000])
+async def test_cancel_beside_a_signal_and_a_resume_always_returns(max_parked: int, autojump_clock: object):
+    """
+    However a cancel, a signal and a resume of one instance interleave, each of them comes to its end.
+    """
+    point = memable.SuspendPoint("point", int)
+
+    async def body(ctx: memable.Context) -> None:
+        await ctx.suspend(point)
+
+    workflow = workflow_of(body)
+
+    async def race(before_cancel: int, before_resume: int) -> None:
+        async with (
+            memable.open_engine(memable.InMemoryStore(), workflows=[workflow], max_parked=max_parked) as engine,
+            trio.open_nursery() as nursery,
+        ):
+            await engine.invoke(workflow, instance_id="i")
+            await engine.wait_all()
+
+            @nursery.start_soon
+            async def signal_and_resume() -> None:
+                with suppress(memable.SignalRejectedError):
+                    await engine.signal(workflow, "i", point, 1)
+                    for _ in range(before_resume):
+                        await trio.lowlevel.checkpoint()
+                    await engine.resume(workflow, "i")
+
+            for _ in range(before_cancel):
+                await trio.lowlevel.checkpoint()
+            assert await engine.cancel(workflow, "i") in (True, False)
+
+    for before_cancel in range(8):
+        for before_resume in range(8):
+            await race(before_cancel, before_resume)

@@ -729,22 +729,30 @@ async def test_scope_being_passivated_is_not_decided(place: Place, autojump_cloc
     assert left == ["passivated", None, False]
 
 
-async def test_failure_that_the_expired_scope_cut_off_is_cut_off_on_a_replay(autojump_clock: MockClock):
+async def test_outcome_that_is_recorded_in_an_expired_scope_counts(autojump_clock: MockClock):
     """
-    A failure that was recorded while its scope was already cancelled does not leave the scope on a replay either.
+    What a step came to while its scope expired is what the body gets, in the first run as on every replay.
     """
 
-    async def fails_late() -> None:
+    async def ends_late(failure: str | None) -> int:
         with trio.CancelScope(shield=True):
             await trio.sleep(2)
-        raise ConnectionError
+        if failure is not None:
+            raise ConnectionError(failure)
+        return 1
 
-    async def body(ctx: memable.Context) -> bool:
-        async with ctx.move_on_after("limit", 1) as scope:
-            await ctx.step("effect", fails_late, once=True)
-        return scope.cancelled_caught
+    async def body(ctx: memable.Context) -> list[object]:
+        seen: list[object] = []
+        for key, failure in (("returns", None), ("fails", "gone")):
+            try:
+                async with ctx.move_on_after(f"limit-{key}", 1) as scope:
+                    seen.append(await ctx.step(key, ends_late, failure, once=True))
+                seen.append(scope.cancelled_caught)
+            except memable.StepFailedError as error:
+                seen.append(error.error.message)
+        return seen
 
-    assert await observe_twice(body) == (True, True)
+    assert await observe_twice(body) == ([1, False, "gone"],) * 2
 
 
 async def test_resume_of_a_failure_inside_a_scope_gets_a_fresh_deadline(place: Place, autojump_clock: MockClock):

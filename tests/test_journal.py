@@ -284,7 +284,7 @@ def test_journal_does_not_wait_for_a_signal_in_a_sleep():
 
 def test_journal_lists_waits_the_longest_first():
     """
-    Children come first, then waits and backoffs in the order in which they began.
+    Waits, backoffs and children come in the order in which they began.
     """
     folded = journal(
         AttemptFailed,
@@ -295,7 +295,7 @@ def test_journal_lists_waits_the_longest_first():
         ChildStarted,
         (ChildStarted, {"path": "loose", "detached": True}),
     )
-    assert folded.waiting_paths() == ["call", "wait", "later", "k2", "k"]
+    assert folded.waiting_paths() == ["wait", "later", "k2", "k", "call"]
     folded.apply(record(CallCompleted, 99))
     assert folded.waiting_paths() == ["wait", "later", "k2", "k"]
 
@@ -309,11 +309,11 @@ def test_journal_does_not_wait_within_what_is_decided():
         (AttemptFailed, {"path": "f/2/k"}),
         (BranchStarted, {"path": "f/3", "workflow": "child"}),
     ]
-    assert journal(*before).waiting_paths() == ["f/3", "f/1/wait", "f/2/k"]
+    assert journal(*before).waiting_paths() == ["f/1/wait", "f/2/k", "f/3"]
     folded = journal(*before, FanOutFailed)
     assert (folded.waiting_paths(), folded.is_waiting_at("f/1/wait")) == ([], False)
     cleared = journal(*before, FanOutFailed, ENDINGS[1], (InstanceResumed, {"cleared": ("f",)}))
-    assert cleared.waiting_paths() == ["f/3", "f/1/wait", "f/2/k"]
+    assert cleared.waiting_paths() == ["f/1/wait", "f/2/k", "f/3"]
 
 
 STILL_SUSPENDED = (SignalKept, CancelRequested)
@@ -443,9 +443,9 @@ def test_journal_tells_what_a_path_is(before: list[Any], path: str, kind: str | 
 # Replaying ---------------------------------------------------------------------------------------------------------
 
 
-def test_journal_expects_a_run_to_ask_for_outcomes_only():
+def test_journal_expects_a_run_to_get_as_far_as_the_one_before():
     """
-    A run is behind an earlier one while it has not asked for each outcome and attempt that no other outcome contains.
+    A run is behind an earlier one while it has not asked for all that it got to and that no other outcome contains.
     """
     folded = journal(
         StepCompleted,
@@ -455,9 +455,9 @@ def test_journal_expects_a_run_to_ask_for_outcomes_only():
         (StepCompleted, {"path": "f/1/x"}),
         BranchCompleted,
     )
-    assert folded.asked_paths() == {"k", "a", "f/0", "f/1/x"}
+    assert folded.asked_paths() == {"k", "a", "wait", "f/0", "f/1/x"}
     folded.apply(record(FanOutFailed, 99))
-    assert folded.asked_paths() == {"k", "a", "f"}
+    assert folded.asked_paths() == {"k", "a", "wait", "f"}
 
 
 # Forgetting --------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Activity:
         self._executing = 0
         "Steps, in whatever task."
         self._foreign = 0
-        "Tasks that wait and are no branches: what else their nurseries do, nobody knows."
+        "Tasks that wait and must not be unwound: most are no branches, and what else goes on is unknown."
         self._branches: set[trio.lowlevel.Task] = set()
         self._watched: set[Wait] = set()
         "All waits, those that do not count as waiting included."
@@ -57,7 +57,7 @@ class Activity:
     @property
     def has_foreign_wait(self) -> bool:
         """
-        Whether a task waits that the engine does not know.
+        Whether a task waits that must not be unwound: the engine does not know it, or its scopes forbid it.
         """
         return bool(self._foreign)
 
@@ -139,6 +139,7 @@ class Activity:
         if wait.is_listed:
             wait.is_entered = True
             self.waits[wait.path] = wait
+            self._foreign += wait.is_pinned
             wait.is_branch = self.pause_branch()
         self._watched.add(wait)
         try:
@@ -171,4 +172,5 @@ class Activity:
         if wait.is_entered:
             wait.is_entered = False
             del self.waits[wait.path]
+            self._foreign -= wait.is_pinned
             self.resume_branch(wait.is_branch)

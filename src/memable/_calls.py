@@ -98,7 +98,7 @@ async def perform_call(run: Run, place: Place, key: str, workflow: Any, args: tu
                 await run.record("call", place, CallFailed, path=path, error=outcome)
             else:
                 await run.record("call", place, CallCompleted, path=path, value=outcome)
-            await trio.lowlevel.checkpoint_if_cancelled()
+            await run.deliver_cancellation()
         else:
             assert isinstance(memo, (CallCompleted, CallFailed))
             result = _result_of(run, path, definition, memo.value if isinstance(memo, CallCompleted) else memo.error)
@@ -128,7 +128,7 @@ async def perform_start(run: Run, place: Place, key: str, workflow: Any, args: t
         else:
             await run.proceed("start")
             await _start(run, place, ChildCall("start", path, definition, args, detached=True))
-            await trio.lowlevel.checkpoint_if_cancelled()
+            await run.deliver_cancellation()
     except BaseException as exc:
         await refuse(run, place, path, exc)
         raise
@@ -160,7 +160,7 @@ async def await_child(run: Run, place: Place, call: ChildCall) -> ChildOutcome:
     if entry.header.status is not MetadataStatus.COMPLETED:
         # It might never run, and a resume not mend its failure, and nobody would learn why.
         check_registered(run, path, call.definition)
-    wait = Wait(path, is_for_child=True)
+    wait = Wait(path, run.journal.child_seqs.get(path, 0), is_for_child=True)
     while not entry.header.status.is_terminal:
         wait.is_listed = not entry.is_executing
         wake = _waker(run, wait)
@@ -188,16 +188,16 @@ async def _start(run: Run, place: Place, call: ChildCall) -> None:
     cls, facts = call.facts()
     existing = await run.host.find_child(call.definition.name, instance_id)
     beside: list[InstanceRecord] = []
-    if existing is not None and existing.header.number < run.journal.started.instance and not existing.header.detached:
-        # Of a parent of the same id that was removed: it has nothing to say to this one.
+    if existing is not None and not existing.header.detached:
+        # Forgotten by this parent, or of a removed one of the same id: it has nothing to say any more.
         retirement = await run.host.retire_orphan(existing)
         if retirement is None:
-            problem = f"child {instance_id!r} of a removed parent of the same id cannot be cancelled by itself"
+            problem = f"child {instance_id!r} was forgotten, and cannot be cancelled by itself"
             raise run.misuse(f"{problem}; settle or resume it, or use another instance id", call.path)
         beside.append(retirement)
     elif existing is not None:
         # Its parent's record of it was forgotten, and it was not: it lives on its own.
-        if existing.header.detached is not call.detached:
+        if not call.detached:
             problem = "an earlier run has started a child instance here that lives on its own, for ctx.start"
             raise run.misuse(f"{problem}; use a new key for ctx.{call.operation}", call.path)
         await _refuse_other_input(run, call, existing, given)

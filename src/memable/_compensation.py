@@ -56,7 +56,7 @@ async def perform_compensate(run: Run, place: Place, key: str, step: Step) -> No
             await run.proceed("compensate")
             await run.record("compensate", place, CompensationRegistered, path=path)
             run.compensations[path] = registered
-            await trio.lowlevel.checkpoint_if_cancelled()
+            await run.deliver_cancellation()
     except BaseException as exc:
         await refuse(run, place, path, exc)
         raise

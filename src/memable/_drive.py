@@ -25,7 +25,7 @@ from ._records import (
     InstanceRecord,
 )
 from ._related import related_to
-from ._run import MEMO_ONLY_PATIENCE_S, Run, child_instance_id
+from ._run import MEMO_ONLY_PATIENCE_S, Run
 from ._step_misuse import find_misused_call
 
 logger = logging.getLogger("memable")
@@ -154,11 +154,7 @@ def _decide(run: Run, exc: BaseException | None, value: object) -> Ending:
 async def _cancel_children(run: Run, ending: Fail | Cancel) -> None:
     """Cancel the attached child instances that have not ended, and wait for their end."""
     reason = f"its parent {'was cancelled' if isinstance(ending, Cancel) else 'failed'}"
-    async with trio.open_nursery() as nursery:
-        for path, workflow in run.journal.children.items():
-            child = await run.host.find_child(workflow, child_instance_id(run, path))
-            if child is not None and not child.header.status.is_terminal:
-                nursery.start_soon(run.host.cancel_child, child, reason)
+    await run.host.cancel_children(run.journal, run.instance_id, reason)
 
 
 async def _begin_compensations(run: Run, ending: Fail | Cancel) -> CompensationBegun | None:

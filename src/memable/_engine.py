@@ -496,6 +496,7 @@ class Engine:
         cancelled = await self._supervisor.cancel(entry, reason, caller=self._calling_run())
         if cancelled is None:
             raise EngineStoppedError(operation=_called("engine.cancel", workflow, instance_id))
+        await trio.lowlevel.checkpoint_if_cancelled()
         return cancelled
 
     async def delete(self, workflow: Workflow[..., Any] | str, instance_id: str) -> None:

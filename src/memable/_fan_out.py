@@ -145,7 +145,7 @@ async def perform_fan_out(run: Run, place: Place, key: str, fan_out: FanOut) -> 
         path = run.claim(fan_out.operation, place, key, FAN_OUT_KIND)
         outcomes = await _FanOutWork(run, place, path, fan_out).perform()
         run.journal.drop_served(path)
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await run.deliver_cancellation()
     except BaseException as exc:
         await refuse(run, place, path, exc)
         raise
@@ -200,6 +200,8 @@ class _FanOutWork:
         pending = await self._compare(items, failed if isinstance(failed, FanOutFailed) else None)
         if isinstance(failed, FanOutFailed) and not fan_out.settles:
             self._failed = self._error(failed.index, failed.item_key, failed.error)
+        if not pending and self._failed is None and self._path not in run.journal.fan_outs:
+            run.refuse_late(fan_out.operation)
         if self._failed is None or run.is_memo_only:
             await self._run_children(pending, items)
         if self._unrecorded:

@@ -129,6 +129,8 @@ class Journal:
     "What is recorded of the items of fan-outs, by the paths of those."
     children: dict[str, str] = attrs.field(factory=dict)
     "Workflows of the attached child instances, by path."
+    child_seqs: dict[str, int] = attrs.field(factory=dict)
+    "Sequence numbers of the records by which child instances were started, by path."
     detached: dict[str, str] = attrs.field(factory=dict)
     "Workflows of the detached child instances, by path."
     compensations: dict[str, int] = attrs.field(factory=dict)
@@ -302,6 +304,7 @@ class Journal:
         self.suspended = None
         if record.workflow is not None:
             self.children[record.path] = record.workflow
+            self.child_seqs[record.path] = record.seq
 
     def _end_branch(self, record: BranchCompleted | BranchFailed) -> None:
         self.memos[record.path] = record
@@ -313,6 +316,7 @@ class Journal:
 
     def _start_child(self, record: ChildStarted) -> None:
         (self.detached if record.detached else self.children)[record.path] = record.workflow
+        self.child_seqs[record.path] = record.seq
         self.suspended = None
 
     def _register_compensation(self, record: CompensationRegistered) -> None:
@@ -424,8 +428,11 @@ class Journal:
         """
         found = {path: wait.seq for path, wait in self.waits.items() if self._is_open(path)}
         found |= {path: failed.seq for path, failed in self.attempts.items() if self._is_open(path)}
-        # When a child was started is not kept; it is older than what was recorded since.
-        found |= dict.fromkeys((path for path in self.children if path not in self.memos and self._is_open(path)), 0)
+        found |= {
+            path: self.child_seqs.get(path, 0)
+            for path in self.children
+            if path not in self.memos and self._is_open(path)
+        }
         return sorted(found, key=lambda path: found[path])
 
     def _is_open(self, path: str) -> bool:
@@ -457,7 +464,8 @@ class Journal:
 
         What lies within a recorded outcome is not asked for: the outcome answers for it.
         """
-        asked = {*self.memos, *self.attempts}
+        asked = {*self.memos, *self.attempts, *self.intents, *self.scopes, *self.children, *self.detached}
+        asked.update(self.compensations, (path for path in self.waits if path not in self.abandoned))
         return {path for path in asked if not self.is_within_outcome(path)} if self._below else asked
 
     def known_paths(self) -> set[str]:
@@ -587,6 +595,7 @@ class Journal:
             self.unstored,
             self.fan_outs,
             self.children,
+            self.child_seqs,
             self.detached,
             self.compensations,
             self.thinned,

@@ -5,6 +5,7 @@ Runs an instance again: after it ended, was blocked or was interrupted, over its
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import attrs
 import trio
@@ -30,6 +31,8 @@ class _Plan:
     records: list[InstanceRecord] = attrs.field(factory=list[InstanceRecord])
     removed: list[Entry] = attrs.field(factory=list[Entry])
     "Child instances that are forgotten."
+    orphans: list[Entry] = attrs.field(factory=list[Entry])
+    "Child instances that are forgotten, and have not ended."
     resumed: list[Entry] = attrs.field(factory=list[Entry])
     "Child instances that run again."
 
@@ -123,8 +126,19 @@ class Resumptions:
             list(journal.children) if anew else [child for path in forgotten for child in journal.children_below(path)]
         )
         plan = _Plan()
-        for path in dict.fromkeys(dropped):
-            await self._retire(plan, entry, journal.children[path], path)
+        try:
+            for path in dict.fromkeys(dropped):
+                await self._retire(plan, entry, journal.children[path], path)
+            await self._carry_out(plan, entry, journal, forgotten, anew=anew)
+        finally:
+            for child in (*plan.removed, *plan.resumed):
+                child.busy = False
+                child.notify()
+
+    async def _carry_out(
+        self, plan: _Plan, entry: Entry, journal: Journal, forgotten: tuple[str, ...], *, anew: bool
+    ) -> None:
+        header = entry.header
         if self._supervisor.is_halted:
             raise EngineStoppedError(operation=f"engine.resume of instance {entry.instance_id!r}")
         record = InstanceResumed(
@@ -138,35 +152,31 @@ class Resumptions:
         )
         journal.apply(record)
         plan.records.append(record)
-        try:
-            await self._resume_children(plan, entry, journal)
-            await self._instances.append(*plan.records)
-        finally:
-            for child in plan.resumed:
-                child.busy = False
+        await self._resume_children(plan, entry, journal)
+        await self._instances.append(*plan.records)
         for removed in plan.removed:
             self._supervisor.drop_entry(removed)
-            removed.notify()
         self._supervisor.start(entry, journal=journal)
         for child in plan.resumed:
             self._supervisor.start(child)
-            child.notify()
+        for orphan in plan.orphans:
+            # Not before: cut short, this would leave a child cancelled that nobody has forgotten.
+            self._supervisor.start_work(partial(self._supervisor.cancel_child, orphan, "its parent has forgotten it"))
 
     async def _retire(self, plan: _Plan, entry: Entry, workflow: str, path: str) -> None:
-        """Plan to remove a child instance and its own children; they are cancelled first."""
+        """Plan to remove a child instance and its own children; what has not ended is cancelled afterwards."""
         child = await self._supervisor.find_child(workflow, entry.instance_id + SEPARATOR + path)
         if child is None:
             return
-        await self._supervisor.cancel_child(child, "its parent has forgotten it")
-        if not child.header.status.is_terminal:
-            raise InstanceBusyError(
-                workflow=child.workflow, instance_id=child.instance_id, operation="forgetting it with its parent"
-            )
+        if child.busy or child.is_live or not child.header.status.is_terminal:
+            plan.orphans.append(child)
+            return
+        child.busy = True
+        plan.removed.append(child)
         journal = await self._instances.load(child)
         for inner, inner_workflow in journal.children.items():
             await self._retire(plan, child, inner_workflow, inner)
         at = self._services.clock.now()
-        plan.removed.append(child)
         plan.records.append(InstanceRetired(instance=child.header.number, seq=child.header.seq + 1, at=at))
 
     async def _resume_children(self, plan: _Plan, entry: Entry, journal: Journal) -> None:

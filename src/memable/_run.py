@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import math
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
@@ -347,11 +348,7 @@ class Run:
 
     def _waits_in_order(self) -> list[Wait]:
         """Return what is waited for, the longest-waiting first: as the journal has it, whenever this run got there."""
-        waits = list(self.activity.waits.values())
-        if len(waits) > 1:
-            places = {path: place for place, path in enumerate(self.journal.children)}
-            waits.sort(key=lambda wait: (wait.since, places.get(wait.path, 0)))
-        return waits
+        return sorted(self.activity.waits.values(), key=lambda wait: wait.since)
 
     def facts(self, exc: BaseException | None) -> RunFacts:
         """
@@ -508,6 +505,16 @@ class Run:
         """
         return any(scope.is_expired for scope in durable_scopes.get() if scope.run is self)
 
+    async def deliver_cancellation(self) -> None:
+        """
+        Raise ``Cancelled`` if the caller was cancelled while its outcome was recorded. To be called once that is done.
+
+        Not if it was by a durable scope: inside an expired one, a replay returns what is recorded, and so does this
+        run. The scope cancels what comes next.
+        """
+        if not self.is_in_expired_scope():
+            await trio.lowlevel.checkpoint_if_cancelled()
+
     async def serve_memo(self) -> None:
         """
         Let a memo that was asked for be returned. A checkpoint.
@@ -588,6 +595,19 @@ class Run:
             self.replay.is_on = False
             self._announce_pending()
 
+    def refuse_late(self, operation: str) -> None:
+        """
+        Refuse an operation that has nothing to record, without leaving the replay.
+
+        Raises:
+            WorkflowCodeError: One was raised before in this run.
+            RunEndedError: The run has ended, or is being unwound.
+        """
+        if self.code_error is not None:
+            raise copy.copy(self.code_error)
+        if self.is_over or self.leaving is not None:
+            raise self.run_ended(operation)
+
     async def _hold(self) -> None:
         """Wait until the body is unwound."""
         task = trio.lowlevel.current_task()
@@ -662,6 +682,8 @@ class Run:
             await trio.lowlevel.checkpoint()
             return
         wait.scopes = durable_scopes.get()
+        # A deadline of trio's around it would begin anew: it must not count more often than the process dies.
+        wait.is_pinned = -math.inf < trio.current_effective_deadline() < math.inf
         timer = None
         if wait.deadline is not None:
 

@@ -143,7 +143,7 @@ class DurableScope:
                 started = await run.record(
                     self._operation, place, ScopeStarted, path=path, deadline=self._new_deadline()
                 )
-                await trio.lowlevel.checkpoint_if_cancelled()
+                await run.deliver_cancellation()
             else:
                 if memo is not None:
                     # Scopes around it let it come to its end.
@@ -289,7 +289,7 @@ class DurableScope:
         expired = self._scope.cancelled_caught
         await run.record(self._operation, self._place, ScopeEnded, path=path, expired=expired)
         self._decided = expired
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await run.deliver_cancellation()
 
     def timeout_error(self) -> ScopeTimeoutError:
         """

@@ -93,6 +93,9 @@ class Answers:
         try:
             return self._services.codec.encode(payload, point.type)
         except SerializationError as error:
+            if self._services.codec.is_too_large(error):
+                error.workflow, error.instance_id, error.key = entry.workflow, entry.instance_id, point.key
+                raise
             raise TypeMismatchError(
                 expected=getattr(point.type, "__name__", str(point.type)),
                 found=qualified_name(type(payload)),
@@ -307,6 +310,9 @@ class Answers:
         try:
             return codec.encode_as(value, expects)
         except SerializationError as error:
+            if codec.is_too_large(error):
+                error.workflow, error.instance_id, error.key = entry.workflow, entry.instance_id, path
+                raise
             found = qualified_name(type(value))
             raise TypeMismatchError(expected=expects, found=found, problem=error.problem, **names) from None
 

@@ -172,7 +172,7 @@ async def _recall_or_execute(run: Run, place: Place, path: str, step: Step) -> A
         raise run.misuse(problem, path)
     await run.proceed(step.operation)
     outcome = await execute_step(run, place, path, step, annotation)
-    await trio.lowlevel.checkpoint_if_cancelled()
+    await run.deliver_cancellation()
     return outcome
 
 

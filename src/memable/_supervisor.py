@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -22,6 +23,7 @@ from ._header import InstanceHeader
 from ._journal import Journal, journal_of
 from ._parking import Parking
 from ._records import CancelRequested, InstanceCancelled, InstanceRecord, InstanceRetired, InstanceStarted, RunStarted
+from ._related import leaves_of
 from ._run import Run, call_unprotected
 from ._services import Services
 from ._states import MetadataStatus
@@ -74,7 +76,7 @@ class Supervisor:
         "The live ones that do not wait."
         self._recovering: list[Collection[str]] = []
         "For each recovery under way, the names of its workflows."
-        self._pending_drains = 0
+        self._pending_work = 0
         self._own_scopes: list[trio.CancelScope] = []
         self._own_tasks = 0
         self._is_serving_over = False
@@ -398,11 +400,13 @@ class Supervisor:
         """
         requested = False
         while not entry.header.status.is_terminal:
-            version = entry.version
-            run = entry.run
+            version, run = entry.version, entry.run
+            is_asked = entry.header.cancel_requested if run is None else run.is_ending or run.cancel_request is not None
+            if requested and not is_asked and not entry.busy:
+                # It was carried out, and somebody has resumed the instance since.
+                return True
             if run is not None:
-                is_asked = run.cancel_request is not None or run.is_ending
-                if not requested and not is_asked:
+                if not is_asked:
                     requested = True
                     await self._request_cancel(entry.header, run, reason)
                 if run is caller:
@@ -413,22 +417,31 @@ class Supervisor:
                     # It may have ended meanwhile.
                     continue
             elif not entry.busy and not entry.is_live and not self.is_halted:
-                is_asked = entry.header.cancel_requested
-                if is_asked and entry.header.status is MetadataStatus.BLOCKED and not gives_up:
-                    await self._raise_blocked(entry)
                 if not is_asked or self._can_cancel(entry):
-                    requested = requested or not is_asked
-                    await self._cancel_at_rest(entry, reason)
+                    requested = True if not is_asked else requested
+                    await self._begin_cancel_at_rest(entry, reason)
                     continue
                 if gives_up:
                     return requested
+                # Else it waits for its workflow to be registered.
+                await self._raise_if_blocked(entry)
             if self.is_halted and not entry.is_live:
                 return None
             await entry.wait_change(version)
         # What had begun to compensate a failure ends as Failed, asked or not.
         return requested and entry.header.status is MetadataStatus.CANCELLED
 
-    async def _raise_blocked(self, entry: Entry) -> None:
+    async def _begin_cancel_at_rest(self, entry: Entry, reason: str | None) -> None:
+        """Cancel an instance that does not run: here, or in a task of the engine's own if that may take its time."""
+        header = entry.header
+        if header.has_children and not header.has_compensations:
+            # Carried out even if the caller is cancelled.
+            entry.busy = True
+            self.start_work(partial(self._cancel_at_rest, entry, reason))
+        else:
+            await self._cancel_at_rest(entry, reason)
+
+    async def _raise_if_blocked(self, entry: Entry) -> None:
         """Say why a cancellation does not come to its end, unless somebody has just seen to that."""
         blocked = (await self.load(entry)).blocked
         if blocked is not None and blocked.seq == entry.header.seq:
@@ -492,12 +505,22 @@ class Supervisor:
                 await self.note_end(entry.header)
 
     async def _cancel_children(self, entry: Entry) -> None:
-        journal = await self.load(entry)
+        await self.cancel_children(await self.load(entry), entry.instance_id, "its parent was cancelled")
+
+    async def cancel_children(self, journal: Journal, instance_id: str, reason: str) -> None:
+        """
+        Cancel the attached child instances that have not ended, and wait for their end. The store may fail meanwhile.
+        """
         async with trio.open_nursery() as nursery:
             for path, workflow in journal.children.items():
-                child = await self.find_child(workflow, f"{entry.instance_id}/{path}")
+                child = await self.find_child(workflow, f"{instance_id}/{path}")
                 if child is not None and not child.header.status.is_terminal:
-                    nursery.start_soon(self.cancel_child, child, "its parent was cancelled")
+                    nursery.start_soon(self._cancel_quietly, child, reason)
+
+    async def _cancel_quietly(self, child: Entry, reason: str) -> None:
+        # That the store has failed is known already: the engine stops by it.
+        with suppress(StorageError):
+            await self.cancel_child(child, reason)
 
     def _body(self, definition: Workflow[Any, Any], run: Run) -> Callable[[], Awaitable[object]]:
         annotations = self.services.annotations
@@ -608,6 +631,10 @@ class Supervisor:
         """
         Stop everything: *error* is to come out of the user's block.
         """
+        if isinstance(error, BaseExceptionGroup):
+            for leaf in leaves_of(error):
+                self.fail(leaf)
+            return
         if isinstance(error, StorageError) and any(isinstance(one, StorageError) for one in self._fatal):
             # Every waiting append fails of the same cause.
             return
@@ -642,23 +669,31 @@ class Supervisor:
         self.halt()
         await self.wait_ended()
 
+    def start_work(self, work: Callable[[], Awaitable[object]]) -> None:
+        """
+        Bring something to its end in a task of the engine's own, whatever becomes of the caller.
+        """
+        self._pending_work += 1
+
+        async def bring_to_end() -> None:
+            try:
+                # It ends when the engine halts; cancelled, it would leave the nursery in a group.
+                with trio.CancelScope(shield=True), suppress(StorageError):
+                    await work()
+            except Exception as error:  # noqa: BLE001 - comes out of the user's block
+                self.fail(error)
+            finally:
+                self._pending_work -= 1
+                self._notify()
+
+        self.start_task(bring_to_end)
+
     def start_drain(self, timeout_s: float) -> None:
         """
         Do what ``drain`` does, in a task of its own.
         """
         self.is_stopping = True
-        self._pending_drains += 1
-
-        async def drain() -> None:
-            try:
-                # Runs that are unwound end it in time; cancelled, it would leave the nursery in a group.
-                with trio.CancelScope(shield=True):
-                    await self.drain(timeout_s)
-            finally:
-                self._pending_drains -= 1
-                self._notify()
-
-        self.start_task(drain)
+        self.start_work(partial(self.drain, timeout_s))
 
     async def wait_idle(self) -> None:
         """
@@ -683,8 +718,8 @@ class Supervisor:
         Control-C meanwhile is to come out of the user's block, too.
         """
         with trio.CancelScope(shield=True):
-            while self._live or self._recovering or self._pending_drains or self._own_tasks:
-                if not (self._live or self._recovering or self._pending_drains):
+            while self._live or self._recovering or self._pending_work or self._own_tasks:
+                if not (self._live or self._recovering or self._pending_work):
                     self._end_own_tasks()
                 try:
                     await self._wait_changed()

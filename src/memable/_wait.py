@@ -30,6 +30,8 @@ class Wait:
     is_overdue: bool = attrs.field(default=False, init=False)
     "Its deadline has passed before anything else ended it."
     is_entered: bool = attrs.field(default=False, init=False)
+    is_pinned: bool = attrs.field(default=False, init=False)
+    "Whether the task must not be unwound while it waits."
     is_branch: bool = attrs.field(default=False, init=False)
     "Whether the engine knows the task that waits."
     scopes: tuple[Any, ...] = attrs.field(default=(), init=False)

@@ -48,9 +48,9 @@ async def perform_suspend(run: Run, place: Place, point: SuspendPoint[Any], *, s
             await run.serve_memo()
         else:
             await _check_and_suspend(run, place, path, point, status=status, timeout=timeout)
-            # What was decided counts, even if a scope has expired since: it cancels what comes next.
             outcome = _recall(run, path, point)
             run.replay.return_(path)
+            await run.deliver_cancellation()
     except BaseException as exc:
         await refuse(run, place, path, exc)
         raise
@@ -159,7 +159,7 @@ async def perform_sleep(
         while not wait.is_overdue:
             await wait_or_abandon(run, place, operation, wait)
         await run.record(operation, place, SleepEnded, path=path)
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await run.deliver_cancellation()
     except BaseException as exc:
         await refuse(run, place, path, exc)
         raise
@@ -202,6 +202,9 @@ def refuse_plain_deadline(run: Run, path: str, operation: str) -> None:
     Raises:
         NonDurableDeadlineError: There is one. Around the body there is none: its scope is shielded.
     """
+    if run.leaving is not None:
+        # That is told first.
+        return
     deadline = trio.current_effective_deadline()
     # Minus infinity: something around is cancelled already, and says so at the next checkpoint.
     if -math.inf < deadline < math.inf:

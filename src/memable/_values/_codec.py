@@ -37,6 +37,12 @@ MAX_PLANS = 4_096
 _NO_ALIASES: Mapping[str, type] = MappingProxyType({})
 
 
+class _TooLargeError(SerializationError):
+    """
+    A value is of its type, but too large to be stored.
+    """
+
+
 @attrs.frozen(eq=False)
 class _Plan:
     """What is known of an annotation."""
@@ -84,6 +90,12 @@ class Codec:
             SerializationError: No value can; the text says which part of it, why, and what to do.
         """
         self._plan(annotation)
+
+    def is_too_large(self, error: SerializationError) -> bool:
+        """
+        Tell whether a value was refused for its size alone.
+        """
+        return isinstance(error, _TooLargeError)
 
     def name_of(self, annotation: Any) -> str:
         """
@@ -279,7 +291,7 @@ class Codec:
 
     def _check_size(self, data: bytes, name: str) -> None:
         if len(data) > self._max_value_bytes:
-            raise SerializationError(
+            raise _TooLargeError(
                 problem=(
                     f"the value of type {name} is {len(data)} bytes long when encoded, more than max_value_bytes, "
                     f"which is {self._max_value_bytes}; store a reference to it, or raise the limit"

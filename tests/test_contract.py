@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -18,7 +16,7 @@ from trio.testing import MockClock, assert_checkpoints
 import memable
 from memable._records import InstanceRecord
 from running import INSTANCE, ending_of, kinds_of, workflow_of
-from stores import DirectoryPlace, Gate, HookedStore, Place
+from stores import Gate, HookedStore, Place
 from waits import P, Q, R, settle, suspended
 
 Operation = Callable[[memable.Context], Awaitable[object]]
@@ -99,10 +97,6 @@ OPERATIONS: dict[str, tuple[Operation, str, str]] = {
 EACH_OPERATION = pytest.mark.parametrize("name", OPERATIONS)
 
 
-def fails(*values: object, reason: str) -> Any:
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 # House rules ---------------------------------------------------------------------------------------------------------
 
 
@@ -150,15 +144,7 @@ async def test_opening_and_closing_an_engine_are_checkpoints(place: Place, autoj
         await opening.__aexit__(None, None, None)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        fails(name, reason="perform_suspend does not look for a cancellation behind SuspendTimedOut")
-        if name == "suspend"
-        else name
-        for name in OPERATIONS
-    ],
-)
+@EACH_OPERATION
 async def test_cancellation_is_delivered_once_the_outcome_is_recorded(name: str, autojump_clock: MockClock):
     """
     A cancellation that meets an append waits for it, and is delivered by the same operation.
@@ -204,13 +190,7 @@ HOST_CALLS: dict[str, tuple[str, str, HostCall]] = {
 
 @pytest.mark.parametrize(
     ("name", "max_parked"),
-    [
-        fails(name, max_parked, reason="engine.cancel does not look for a cancellation behind _cancel_at_rest")
-        if (name, max_parked) == ("cancel", 0)
-        else (name, max_parked)
-        for name in HOST_CALLS
-        for max_parked in (0, 1000)
-    ],
+    [(name, max_parked) for name in HOST_CALLS for max_parked in (0, 1000)],
 )
 async def test_cancellation_of_a_host_is_delivered_once_its_record_is_durable(
     name: str, max_parked: int, autojump_clock: MockClock
@@ -347,7 +327,6 @@ async def test_any_operation_without_a_memo_raises_a_code_error_again(name: str,
     assert kinds_of(store) == ["instance_started", "instance_blocked"]
 
 
-@pytest.mark.xfail(strict=True, reason="a fan-out over no items never comes to Run.proceed")
 async def test_fan_out_over_nothing_raises_a_code_error_again(autojump_clock: MockClock):
     """
     A fan-out over no items has no memo, so it raises a code error again.
@@ -410,23 +389,19 @@ async def scoped(ctx: memable.Context) -> None:
         await trio.sleep(1_000)
 
 
-_UNASKED = "Journal.asked_paths counts memos and failed attempts only"
-
-
 @pytest.mark.parametrize(
     "before",
     [
         lambda ctx: ctx.step("k", work),
         lambda ctx: ctx.fan_out("k", each, [1]),
-        fails(lambda ctx: ctx.start("k", child), reason=_UNASKED),
-        fails(lambda ctx: ctx.compensate("k", undo), reason=f"{_UNASKED}; compensating begins, and cannot be undone"),
-        fails(lambda ctx: ctx.call("k", waiting_child), reason=_UNASKED),
-        fails(lambda ctx: ctx.sleep("k", 1_000), reason=_UNASKED),
-        fails(pay, reason=f"{_UNASKED}; the unknown outcome is forgotten with it"),
-        fails(scoped, reason=_UNASKED),
-        fails(keep_signal, reason=_UNASKED),
+        lambda ctx: ctx.start("k", child),
+        lambda ctx: ctx.compensate("k", undo),
+        lambda ctx: ctx.call("k", waiting_child),
+        lambda ctx: ctx.sleep("k", 1_000),
+        pay,
+        scoped,
     ],
-    ids=["step", "fan_out", "start", "compensate", "call", "sleep", "once", "scope", "kept signal"],
+    ids=["step", "fan_out", "start", "compensate", "call", "sleep", "once", "scope"],
 )
 async def test_bad_deploy_fails_nothing_whatever_an_earlier_run_has_recorded(
     before: Operation, autojump_clock: MockClock
@@ -465,7 +440,6 @@ async def test_bad_deploy_fails_nothing_whatever_an_earlier_run_has_recorded(
 # Cancelling and resuming with children -------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="Supervisor._cancel_at_rest waits for the children in its caller's task")
 async def test_cancel_of_a_blocked_parent_survives_its_caller(place: Place, autojump_clock: MockClock):
     """
     A request to cancel is carried out though its caller is cancelled while it waits for the children.
@@ -489,7 +463,6 @@ async def test_cancel_of_a_blocked_parent_survives_its_caller(place: Place, auto
         assert await invocation.state() == memable.Cancelled()
 
 
-@pytest.mark.xfail(strict=True, reason="Resumptions._retire cancels the children before anything of it is recorded")
 @pytest.mark.parametrize("how", ["cancelled", "crashed"])
 async def test_resume_that_forgets_a_child_is_done_or_not_begun(how: str, autojump_clock: MockClock):
     """
@@ -534,7 +507,6 @@ async def test_resume_that_forgets_a_child_is_done_or_not_begun(how: str, autoju
 # What is waited for, and forgotten -----------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="Wait.since of a call is 0, and so it is in Journal.waiting_paths")
 async def test_suspended_names_what_waits_longest_before_a_later_call(autojump_clock: MockClock):
     """
     Suspended.key is the longest-waiting path, also where a call was begun after it.
@@ -619,7 +591,6 @@ async def test_forgetting_a_point_forgets_its_signals(place: Place, autojump_clo
 # Values and space ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="Answers._encode makes a TypeMismatchError of every SerializationError")
 async def test_payload_that_is_too_large_is_a_serialization_error(autojump_clock: MockClock):
     """
     A signal's payload over max_value_bytes is SerializationError, as any other value: its type is right.
@@ -635,25 +606,3 @@ async def test_payload_that_is_too_large_is_a_serialization_error(autojump_clock
         await suspended(engine)
         with pytest.raises(memable.SerializationError, match="max_value_bytes"):
             await engine.signal(workflow, INSTANCE, point, "x" * 200)
-
-
-@pytest.mark.xfail(strict=True, reason="there is no compaction")
-async def test_space_of_what_retention_removes_comes_back(tmp_path: Path, autojump_clock: MockClock):
-    """
-    What retention has removed takes no space on the disk any more, while the engine still runs.
-    """
-
-    async def large() -> str:
-        return "x" * 100_000
-
-    async def body(ctx: memable.Context) -> None:
-        await ctx.step("k", large)
-
-    workflow = workflow_of(body)
-    place = DirectoryPlace(tmp_path / "store")
-    async with memable.open_engine(place.store(), workflows=[workflow], retention=10) as engine:
-        for _ in range(100):
-            await (await engine.invoke(workflow)).result()
-        await trio.sleep(10_000)
-        assert await engine.list_instances() == []
-        assert sum(path.stat().st_size for path in place.directory.rglob("*") if path.is_file()) < 1_000_000
