@@ -4,7 +4,8 @@ An agent: a model is asked, the tools it calls are run, and so on until it answe
     python examples/agent.py ["a task"]
 
 asks a model behind an OpenAI-compatible endpoint: ``OPENAI_BASE_URL`` (such as ``https://api.openai.com/v1``), with
-``OPENAI_API_KEY`` and ``OPENAI_MODEL``. Without ``OPENAI_BASE_URL`` a few scripted lines play the model.
+``OPENAI_API_KEY`` and ``OPENAI_MODEL``. Without ``OPENAI_BASE_URL`` a few scripted lines play the model. It needs
+``pip install httpx``.
 
 Kill it anywhere, at its question to you, say, and run it again: no turn that was recorded is asked of the model, or
 paid for, a second time, and no mail goes out twice. Remove ``agent-data`` and ``agent-outbox`` to begin anew.

@@ -203,7 +203,9 @@ async def test_call_failure_is_the_same_on_a_replay(family: Family, place: Place
 
     @memable.workflow(name="w")
     async def parent(ctx: memable.Context) -> None:
-        with pytest.raises(memable.ChildFailedError, match=r"the child instance failed with memable\.Step") as caught:
+        with pytest.raises(
+            memable.ChildFailedError, match=r"the child instance failed with ConnectionError: x"
+        ) as caught:
             await ctx.call("call", family.child, "x")
         error = caught.value
         seen.append((error.key, error.error, str(error), error.__cause__, error.__notes__))

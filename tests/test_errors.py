@@ -132,6 +132,14 @@ ERRORS: list[tuple[memable.MemableError, str, tuple[type, ...]]] = [
         (memable.WorkflowCodeError,),
     ),
     (
+        memable.TypeMismatchError(expected="builtins.int", found="builtins.bool", **INSTANCE, key="k", is_given=True),
+        (
+            f"{HERE}, key 'k': the instance waits for builtins.int, but what is given is builtins.bool; nothing was "
+            "delivered: give a value of that type"
+        ),
+        (TypeError,),
+    ),
+    (
         memable.SignalRejectedError(**INSTANCE, key="k", reason="the instance has ended"),
         f"{HERE}, key 'k': nothing was delivered: the instance has ended",
         (),
@@ -139,8 +147,8 @@ ERRORS: list[tuple[memable.MemableError, str, tuple[type, ...]]] = [
     (
         memable.SignalSupersededError(**INSTANCE, key="k"),
         (
-            f"{HERE}, key 'k': another signal or the timeout was first, so nothing was delivered; the instance goes on "
-            "with that"
+            f"{HERE}, key 'k': nothing was delivered: another signal or the timeout was first, or a signal is kept "
+            "there already; that one counts"
         ),
         (),
     ),

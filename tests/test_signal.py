@@ -87,7 +87,7 @@ async def test_second_signal_is_superseded(place: Place, max_parked: int, autoju
 
     async def send_again() -> None:
         for early in ("reject", "keep"):
-            with pytest.raises(SignalSupersededError, match="key 'p': another signal or the timeout was first"):
+            with pytest.raises(SignalSupersededError, match="key 'p': nothing was delivered: another signal"):
                 await engine.signal("w", INSTANCE, P, 2, early=early)
 
     async with memable.open_engine(place.store(), workflows=[workflow], max_parked=max_parked) as engine:

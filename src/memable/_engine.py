@@ -518,7 +518,13 @@ class Engine:
         self._refuse_halted("engine.delete", workflow, instance_id)
         entry = await self._instances.entry(_name_of(workflow), instance_id)
         if not await self._removals.remove(entry):
-            raise InstanceBusyError(workflow=entry.workflow, instance_id=entry.instance_id, operation="deleting it")
+            has_ended = entry.header.status.is_terminal
+            raise InstanceBusyError(
+                workflow=entry.workflow,
+                instance_id=entry.instance_id,
+                operation="deleting it",
+                reason="its parent has not ended" if has_ended else "it has not ended",
+            )
         await trio.lowlevel.checkpoint_if_cancelled()
 
     # Looking -------------------------------------------------------------------------------------------------

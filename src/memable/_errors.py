@@ -54,6 +54,13 @@ def _of(workflow: str | None, instance_id: str | None, key: str | None = None) -
     return ", ".join(parts)
 
 
+def _innermost(info: ErrorInfo) -> ErrorInfo:
+    """Return what an error of memable's stands for in the end: each of those around it would give the same advice."""
+    while info.cause is not None:
+        info = info.cause
+    return info
+
+
 def _subject(workflow: str | None, instance_id: str | None, key: str | None = None) -> str:
     text = _of(workflow, instance_id, key)
     return f"{text}: " if text else ""
@@ -253,13 +260,13 @@ class InvalidKeyError(WorkflowCodeError, ValueError):
 @attrs.define(slots=False, eq=False, kw_only=True)
 class TypeMismatchError(WorkflowCodeError, TypeError):
     """
-    A recorded value was to be read as another type than it was written as.
+    A recorded value was to be read as another type than it was written as, or a given one is of another type.
     """
 
     expected: str
     "Name of the type that the code asks for."
     found: str
-    "Name of the type that is recorded."
+    "Name of the type that is recorded, or given."
     problem: str = ""
     "More about it, if the names alone do not tell."
     workflow: str | None = None
@@ -268,9 +275,16 @@ class TypeMismatchError(WorkflowCodeError, TypeError):
     "Id of the instance, if known."
     key: str | None = None
     "Path of the key; None for an input or an output."
+    is_given: bool = False
+    "Whether the value is a caller's, to be delivered; else it is recorded."
 
     def __str__(self) -> str:
         more = f" ({self.problem})" if self.problem else ""
+        if self.is_given:
+            return (
+                f"{_subject(self.workflow, self.instance_id, self.key)}the instance waits for {self.expected}, but "
+                f"what is given is {self.found}{more}; nothing was delivered: give a value of that type"
+            )
         return (
             f"{_subject(self.workflow, self.instance_id, self.key)}the code asks for {self.expected}, but what is "
             f"recorded is {self.found}{more}; restore the type, use a new key, or name a moved class in "
@@ -506,8 +520,8 @@ class ChildFailedError(MemableError):
     def __str__(self) -> str:
         which = "the child instance" if self.index is None else f"child {self.item_key!r} (index {self.index})"
         return (
-            f"{_of(self.workflow, self.instance_id, self.key)}: {which} failed with {self.error}; mend the cause, then "
-            f"engine.resume(...) runs it again"
+            f"{_of(self.workflow, self.instance_id, self.key)}: {which} failed with {_innermost(self.error)}; mend the "
+            f"cause, then engine.resume(...) runs it again"
         )
 
 
@@ -551,15 +565,17 @@ class InstanceConflictError(_InstanceError):
 @attrs.define(slots=False, eq=False, kw_only=True)
 class InstanceBusyError(_InstanceError):
     """
-    The instance is executing, so this cannot be done to it now.
+    This cannot be done to the instance now: it executes, has not ended, or is kept for its parent.
     """
 
     operation: str
     "What was asked for."
+    reason: str = "the instance runs"
+    "What stands in the way."
 
     def __str__(self) -> str:
         return (
-            f"{_of(self.workflow, self.instance_id)}: {self.operation} is not possible while the instance runs; "
+            f"{_of(self.workflow, self.instance_id)}: {self.operation} is not possible while {self.reason}; "
             f"wait for it, or engine.cancel(...) it first"
         )
 
@@ -590,8 +606,8 @@ class SignalSupersededError(_InstanceError):
 
     def __str__(self) -> str:
         return (
-            f"{_of(self.workflow, self.instance_id, self.key)}: another signal or the timeout was first, so nothing "
-            f"was delivered; the instance goes on with that"
+            f"{_of(self.workflow, self.instance_id, self.key)}: nothing was delivered: another signal or the timeout "
+            f"was first, or a signal is kept there already; that one counts"
         )
 
 
@@ -686,7 +702,7 @@ class WorkflowFailedError(_InstanceError):
 
     def __str__(self) -> str:
         return (
-            f"{_of(self.workflow, self.instance_id)}: failed with {self.error}; mend the cause, then "
+            f"{_of(self.workflow, self.instance_id)}: failed with {_innermost(self.error)}; mend the cause, then "
             f"engine.resume(...) continues it from its memos"
         )
 

@@ -103,6 +103,7 @@ class Answers:
                 workflow=entry.workflow,
                 instance_id=entry.instance_id,
                 key=point.key,
+                is_given=True,
             ) from None
 
     @trio.lowlevel.enable_ki_protection
@@ -215,7 +216,7 @@ class Answers:
                 raise SignalRejectedError(reason=reason, **names)
             case Mismatch(expected):
                 problem = "the suspend point that the instance waits at is of another type"
-                raise TypeMismatchError(expected=expected, found=type_name, problem=problem, **names)
+                raise TypeMismatchError(expected=expected, found=type_name, problem=problem, is_given=True, **names)
 
     # Unknown outcomes ----------------------------------------------------------------------------------------
 
@@ -314,7 +315,9 @@ class Answers:
                 error.workflow, error.instance_id, error.key = entry.workflow, entry.instance_id, path
                 raise
             found = qualified_name(type(value))
-            raise TypeMismatchError(expected=expects, found=found, problem=error.problem, **names) from None
+            raise TypeMismatchError(
+                expected=expects, found=found, problem=error.problem, is_given=True, **names
+            ) from None
 
     def _rejected(self, entry: Entry, path: str, reason: str) -> SignalRejectedError:
         return SignalRejectedError(workflow=entry.workflow, instance_id=entry.instance_id, key=path, reason=reason)
