@@ -298,6 +298,7 @@ async def _execute_once(run: Run, place: Place, path: str, step: Step, annotatio
             raise run.misuse(problem, path)
     elif (outcome := await _probe(run, place, path, step, annotation)) is not None:
         return outcome.value if isinstance(outcome, _Returned) else outcome
+    taken: tuple[_Made, StepRecord] | None = None
     run.activity.begin_execution()
     try:
         if run.ledger.is_suspended:
@@ -308,9 +309,11 @@ async def _execute_once(run: Run, place: Place, path: str, step: Step, annotatio
                 raise run.run_ended(step.operation)
             # From here to the record of its outcome, the effect and what is known of it must not come apart.
             with trio.CancelScope(shield=True):
-                made, record = await _take_effect(run, place, path, reserved, annotation)
+                taken = await _take_effect(run, place, path, reserved, annotation)
     finally:
         run.activity.end_execution()
+    assert taken is not None
+    made, record = taken
     if isinstance(made, _Returned):
         return made.value
     # No policy retries an effect.
