@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -87,16 +88,21 @@ async def _measure(directory: Path, instances: int, max_parked: int) -> dict[str
         await trio.testing.wait_all_tasks_blocked(0.1)
         bytes_each = (_resident_bytes() - before) / instances
         took = []
-        untouched = [metadata.updated_at for metadata in await engine.list_instances()][SIGNALS:]
+        before_signals = await _newest_records(engine)
         for number in range(SIGNALS):
             invocation = await engine.get(approval, str(number))
             began = time.perf_counter()
             await engine.signal(approval, str(number), APPROVAL, True)
             await invocation.result()
             took.append(time.perf_counter() - began)
-        after = [metadata.updated_at for metadata in await engine.list_instances()][SIGNALS:]
-        others = sum(one != other for one, other in zip(untouched, after, strict=True))
+        after_signals = await _newest_records(engine)
+        changed = {instance_id for instance_id, at in after_signals.items() if before_signals[instance_id] != at}
+        others = len(changed - {str(number) for number in range(SIGNALS)})
     return {"bytes_each": bytes_each, "signal_s": median(took), "others": others}
+
+
+async def _newest_records(engine: memable.Engine) -> dict[str, datetime]:
+    return {metadata.instance_id: metadata.updated_at for metadata in await engine.list_instances()}
 
 
 if __name__ == "__main__":
