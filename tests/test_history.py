@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+import memable
 from memable._encoded import Encoded
 from memable._error_info import ErrorInfo, describe_exception
 from memable._errors import SuspendTimeoutError
@@ -323,3 +325,29 @@ def test_history_can_be_told_of_anything(records: list[InstanceRecord]):
     assert len(entries) <= 2 * (len(records) + 1)
     begins = [one.started_at for one in entries if one.started_at is not None]
     assert begins == sorted(begins)
+
+
+async def test_history_tells_a_fan_out_before_what_happened_in_it(autojump_clock: object):
+    """
+    A child begins no later than its first step, and a fan-out that failed no later than its first child.
+    """
+
+    async def work() -> None:
+        await trio.sleep(1)
+
+    async def child(ctx: memable.Context, item: int) -> None:
+        await ctx.step("work", work)
+        await trio.sleep(item)
+        raise ValueError
+
+    @memable.workflow
+    async def wide(ctx: memable.Context) -> None:
+        await ctx.step("first", work)
+        await ctx.fan_out("wide", child, [1, 2])
+
+    async with memable.open_engine(memable.InMemoryStore(), workflows=[wide]) as engine:
+        await (await engine.invoke(wide, instance_id="i")).wait()
+        keys = [entry.key for entry in await engine.history(wide, "i")]
+    assert keys[:3] == [None, "first", "wide"]
+    assert keys.index("wide/0") < keys.index("wide/0/work")
+    assert keys.index("wide/1") < keys.index("wide/1/work")

@@ -121,7 +121,20 @@ def history_of(records: Sequence[InstanceRecord], aliases: Mapping[str, type]) -
     teller = _Teller(aliases)
     for record in records:
         teller.tell(record)
+    _begin_with_what_they_contain(teller.things)
     return [_entry_of(thing) for thing in sorted(teller.things, key=_order)]
+
+
+def _begin_with_what_they_contain(things: Sequence[_Thing]) -> None:
+    """Let a child of a fan-out begin no later than its first step: it is recorded with what that came to."""
+    containing = {thing.key: thing for thing in things if thing.kind in ("child", "fan_out")}
+    for thing in things:
+        path = thing.key or ""
+        while SEPARATOR in path:
+            path = path.rpartition(SEPARATOR)[0]
+            outer = containing.get(path)
+            if outer is not None:
+                outer.began_at = min(outer.began_at, thing.began_at)
 
 
 @attrs.define(eq=False)
@@ -138,9 +151,11 @@ class _Thing:
     error: ErrorInfo | None = None
 
 
-def _order(thing: _Thing) -> tuple[float, bool]:
-    """A fan-out begins when its first child does, and is told before it; else what is recorded first is."""
-    return thing.began_at, thing.kind != "fan_out"
+def _order(thing: _Thing) -> tuple[float, bool, int]:
+    """Where several begin at once, tell what contains others before those; else what is recorded first is."""
+    depth = (thing.key or "").count(SEPARATOR)
+    is_container = thing.kind in ("child", "fan_out")
+    return thing.began_at, depth > 0 and not is_container, depth if is_container else 0
 
 
 def _entry_of(thing: _Thing) -> HistoryEntry:
