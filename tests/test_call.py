@@ -204,7 +204,8 @@ async def test_call_failure_is_the_same_on_a_replay(family: Family, place: Place
     @memable.workflow(name="w")
     async def parent(ctx: memable.Context) -> None:
         with pytest.raises(
-            memable.ChildFailedError, match=r"the child instance failed with ConnectionError: x"
+            memable.ChildFailedError,
+            match=r"instance failed with memable\.StepFailedError: .* with ConnectionError: x; mend",
         ) as caught:
             await ctx.call("call", family.child, "x")
         error = caught.value

@@ -54,11 +54,16 @@ def _of(workflow: str | None, instance_id: str | None, key: str | None = None) -
     return ", ".join(parts)
 
 
-def _innermost(info: ErrorInfo) -> ErrorInfo:
-    """Return what an error of memable's stands for in the end: each of those around it would give the same advice."""
-    while info.cause is not None:
+#: Where the advice begins in the text of an error that stands for another one.
+_ADVICE = "; mend the cause"
+
+
+def _told(info: ErrorInfo) -> str:
+    """Return what is told of an error: of several around each other the innermost that names a key, without advice."""
+    while info.cause is not None and info.cause.cause is not None:
         info = info.cause
-    return info
+    text = str(info)
+    return text if info.cause is None else text.partition(_ADVICE)[0]
 
 
 def _subject(workflow: str | None, instance_id: str | None, key: str | None = None) -> str:
@@ -520,7 +525,7 @@ class ChildFailedError(MemableError):
     def __str__(self) -> str:
         which = "the child instance" if self.index is None else f"child {self.item_key!r} (index {self.index})"
         return (
-            f"{_of(self.workflow, self.instance_id, self.key)}: {which} failed with {_innermost(self.error)}; mend the "
+            f"{_of(self.workflow, self.instance_id, self.key)}: {which} failed with {_told(self.error)}; mend the "
             f"cause, then engine.resume(...) runs it again"
         )
 
@@ -702,7 +707,7 @@ class WorkflowFailedError(_InstanceError):
 
     def __str__(self) -> str:
         return (
-            f"{_of(self.workflow, self.instance_id)}: failed with {_innermost(self.error)}; mend the cause, then "
+            f"{_of(self.workflow, self.instance_id)}: failed with {_told(self.error)}; mend the cause, then "
             f"engine.resume(...) continues it from its memos"
         )
 
