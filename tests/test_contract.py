@@ -375,11 +375,6 @@ async def test_no_operation_begins_in_a_body_that_is_unwound(reason: str, name: 
     }  # fmt: skip
 
 
-async def keep_signal(ctx: memable.Context) -> None:
-    """Gets a signal meanwhile that it does not wait for."""
-    await trio.sleep(1_000)
-
-
 async def pay(ctx: memable.Context) -> None:
     await ctx.step("k", partial(trio.sleep, 1_000), once=True, returns=None)
 
@@ -423,8 +418,6 @@ async def test_bad_deploy_fails_nothing_whatever_an_earlier_run_has_recorded(
     async with memable.open_engine(store, workflows=workflows, shutdown_timeout=0) as engine:
         await engine.invoke(workflow, instance_id=INSTANCE)
         await settle()
-        if before is keep_signal:
-            await engine.signal(workflow, INSTANCE, K, 1, early="keep")
         store = store.crashed_copy()
     broken = workflow_of(bad)
     async with memable.open_engine(store, workflows=[broken, child, waiting_child]) as engine:
