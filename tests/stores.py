@@ -17,6 +17,7 @@ import memable
 from memable._clock import Clock
 from memable._header import InstanceHeader
 from memable._records import InstanceRecord
+from memable._states import MetadataStatus
 from memable._store._protocol import OpenStore, Store
 
 
@@ -155,8 +156,27 @@ class _HookedOpenStore:
     async def find(self, workflow: str, instance_id: str) -> InstanceHeader | None:
         return await self.inner.find(workflow, instance_id)
 
-    async def headers(self, *, after: int = 0) -> Sequence[InstanceHeader]:
-        return await self.inner.headers(after=after)
+    async def live(self) -> Sequence[InstanceHeader]:
+        return await self.inner.live()
+
+    async def headers(
+        self,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        workflow: str | None = None,
+        status: MetadataStatus | None = None,
+    ) -> Sequence[InstanceHeader]:
+        return await self.inner.headers(after=after, limit=limit, workflow=workflow, status=status)
+
+    async def ended(self, workflow: str, *, until: float, limit: int) -> Sequence[InstanceHeader]:
+        return await self.inner.ended(workflow, until=until, limit=limit)
+
+    async def first_end(self, workflow: str) -> float | None:
+        return await self.inner.first_end(workflow)
+
+    async def maintain(self) -> None:
+        await self.inner.maintain()
 
 
 def disk_full() -> memable.StorageError:

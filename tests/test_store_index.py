@@ -4,13 +4,18 @@ What is known of every instance: headers by name and by number, whoever comes an
 
 from __future__ import annotations
 
+import random
+import threading
 import time
+from bisect import insort
 
+import attrs
 import pytest
 
 from memable._records import InstanceRecord
+from memable._states import MetadataStatus
 from memable._store._index import HeaderIndex
-from sample_records import completed, retired, started, step
+from sample_records import completed, resumed, retired, started, step
 
 
 def write(index: HeaderIndex, *records: InstanceRecord) -> None:
@@ -44,7 +49,7 @@ def test_index_frees_a_name_when_the_retirement_is_queued():
             index.fold(record)
     found = index.find("w", "x")
     assert found is not None
-    assert (found.number, [header.number for header in index.after(0)], numbers) == (3, [3], [1, 2, 3])
+    assert (found.number, [header.number for header in index.select()], numbers) == (3, [3], [1, 2, 3])
 
 
 def test_index_refuses_a_name_while_its_instance_may_go_on():
@@ -71,10 +76,8 @@ def test_index_lists_in_the_order_of_numbers_whoever_is_gone():
     for number in [*range(1, 100, 2), *range(100, 1, -2)]:
         write(index, retired(number, 3))
         left.remove(number)
-        assert [header.number for header in index.after(0)] == left
-        assert [header.number for header in index.after(50)] == [one for one in left if one > 50]
-        # What is gone takes no more room than what is left.
-        assert len(index._ordered) <= 2 * len(left) + 1
+        assert [header.number for header in index.select()] == left
+        assert [header.number for header in index.select(after=50)] == [one for one in left if one > 50]
     assert index.allocate_number() == 101
 
 
@@ -91,7 +94,7 @@ def test_index_retires_in_linear_time():
         began = time.perf_counter()
         for number in range(1, count + 1):
             write(index, retired(number, 3))
-        assert index.after(0) == []
+        assert index.select() == []
         return time.perf_counter() - began
 
     few = min(retire_all(2_000) for _ in range(3))
@@ -112,4 +115,189 @@ def test_index_refuses_impossible_logs():
     index.fold(retired(5, 3))
     with pytest.raises(ValueError, match="instance 5 has a step_completed record, but never started"):
         index.fold(step(5, 4))
-    assert (index.after(0), index.allocate_number()) == ([], 6)
+    assert (index.select(), index.allocate_number()) == ([], 6)
+
+
+def test_index_lists_live_instances_in_the_order_of_numbers_whoever_has_ended():
+    """
+    What goes on is listed in order, in whatever order instances start and end, and takes no more room than it needs.
+    """
+    rng = random.Random(5)
+    index, left = HeaderIndex(), list[int]()
+    for _ in range(1000):
+        pair = [index.allocate_number(), index.allocate_number()]
+        for number in reversed(pair):
+            write(index, started(number))
+        left += pair
+        while len(left) > 10:
+            number = left.pop(rng.randrange(len(left)))
+            seq = index.header(number).seq
+            write(index, completed(number, seq + 1))
+            if rng.random() < 0.1:
+                write(index, resumed(number, seq + 2))
+                insort(left, number)
+    assert [header.number for header in index.live()] == left
+    assert len(index._order) < 200
+
+
+def test_index_gives_the_same_header_as_long_as_somebody_holds_it():
+    """
+    A header that was made for an ended instance goes on with it when it is resumed, and ends with it again.
+    """
+    index = HeaderIndex()
+    write(index, started(index.allocate_number()), completed(1, 2))
+    held = index.header(1)
+    assert held.status is MetadataStatus.COMPLETED
+    assert index.find("w", "i1") is held
+    write(index, resumed(1, 3))
+    assert (held.status, held.seq) == (MetadataStatus.RUNNING, 3)
+    assert index.live() == [held]
+    assert index.live()[0] is held
+    write(index, completed(1, 4))
+    assert (held.seq, index.live()) == (4, [])
+    assert index.select()[0] is held
+
+
+def test_index_keeps_children_as_long_as_their_parents():
+    """
+    An attached child that has ended is among the live ones until its parent has ended, and again if that goes on.
+    """
+    index = HeaderIndex()
+    for _ in range(3):
+        index.allocate_number()
+    write(index, started(1, name="p"))
+    for child in (2, 3):
+        write(index, attrs.evolve(started(child), parent="w/p", detached=child == 3), completed(child, 2))
+    assert [header.number for header in index.live()] == [1, 2]
+    assert [header.number for header in index.ended("w", 2000.0, 9)] == [3]
+    write(index, completed(1, 2))
+    assert index.live() == []
+    assert [header.number for header in index.ended("w", 2000.0, 9)] == [1, 2, 3]
+    write(index, resumed(1, 3))
+    assert [header.number for header in index.live()] == [1, 2]
+    # A child may be retired while its parent goes on.
+    write(index, retired(2, 3))
+    assert [header.number for header in index.live()] == [1]
+
+
+def test_index_packs_children_of_a_parent_whose_end_is_gone():
+    """
+    Compaction may leave of a parent its start and its retirement: then what was kept for it is kept no longer.
+    """
+    index = HeaderIndex()
+    index.replay(started(1, name="p"), 1)
+    index.replay(attrs.evolve(started(2), parent="w/p"), 2)
+    index.replay(completed(2, 2), 3)
+    assert [header.number for header in index.live()] == [1, 2]
+    index.replay(retired(1, 9), 4)
+    assert index.live() == []
+    assert [header.number for header in index.select()] == [2]
+
+
+def test_index_tells_of_spans_that_are_no_longer_needed():
+    """
+    When an instance is retired, whoever keeps the log is told where its records are, be it live or packed.
+    """
+    removed: list[tuple[int, list[int], int]] = []
+    index = HeaderIndex(lambda number, spans, tombstone: removed.append((number, list(spans), tombstone)))
+    index.fold(started(1), 10)
+    index.fold(completed(1, 2), 11)
+    index.fold(retired(1, 3), 12)
+    assert removed == [(1, [10, 11], 12)]
+    with pytest.raises(KeyError, match="1"):
+        index.spans(1)
+    with pytest.raises(KeyError, match="1"):
+        index.header(1)
+    index.drop_spans(1, {10})
+    assert (index.has(1), index.newest(1)) == (False, None)
+
+
+def test_index_refuses_what_follows_an_end():
+    """
+    When an instance has ended, only a resume or a retirement is durable next; what is refused changes nothing.
+    """
+    index = HeaderIndex()
+    write(index, started(index.allocate_number()), completed(1, 2))
+    with pytest.raises(ValueError, match="instance 1 has ended, but a step_completed record follows"):
+        index.fold(step(1, 3))
+    with pytest.raises(ValueError, match="record 2 of instance 1 follows record 2"):
+        index.fold(resumed(1, 2))
+    for record in (step(1, 3), started(1)):
+        with pytest.raises(ValueError, match="instance 1"):
+            index.admit([record])
+    assert index.newest(1) == (2, True)
+    index.admit([resumed(1, 3)])
+
+
+def test_index_notes_records_that_cannot_follow():
+    """
+    In recovery, a record behind an end and a second start under one name are orphans until the retirement comes.
+    """
+    index = HeaderIndex()
+    index.replay(started(1, name="x"), 1)
+    index.replay(completed(1, 2), 2)
+    index.replay(step(1, 4), 3)
+    index.replay(started(2, name="x"), 4)
+    index.replay(step(2, 2), 5)
+    index.replay(started(2, name="x"), 6)
+    assert index.orphans() == {1: 3, 2: 4}
+    index.replay(retired(2, 3), 7)
+    index.replay(retired(1, 5), 8)
+    assert (index.orphans(), index.select(), index.last_number) == ({}, [], 2)
+
+
+def test_index_snapshot_is_made_without_delay():
+    """
+    A snapshot of many ended instances takes as long as a copy of a dictionary of their pages; nothing changes in it.
+    """
+    index = HeaderIndex()
+    for number in range(1, 20_001):
+        index.replay(started(number), number)
+        index.replay(completed(number, 2), number)
+    began = time.perf_counter()
+    snapshot = index.snapshot()
+    assert time.perf_counter() - began < 0.1
+    for number in range(1, 20_001, 3):
+        index.fold(retired(number, 3))
+    restored = HeaderIndex.restored(snapshot)
+    assert [header.number for header in restored.ended("w", 2000.0, 10**6)] == list(range(1, 20_001))
+    assert restored.find("w", "i20000") is not None
+
+
+def test_index_snapshot_follows_what_was_live():
+    """
+    Header and spans of what was live in a snapshot stay those of the instance, though it has ended and goes on since.
+    """
+    index = HeaderIndex()
+    index.fold(started(1), 10)
+    first, second = index.snapshot(), index.snapshot()
+    for seq in range(2, 8, 2):
+        index.fold(completed(1, seq), 10 * seq)
+        index.fold(resumed(1, seq + 1), 10 * seq + 10)
+    for snapshot in (first, second):
+        header, spans = snapshot.live[1]
+        assert header is index.header(1)
+        assert (header.seq, list(spans)) == (7, [10, 20, 30, 40, 50, 60, 70])
+    assert list(index.spans(1)) == [10, 20, 30, 40, 50, 60, 70]
+
+
+def test_index_has_can_be_asked_while_instances_come_and_go():
+    """
+    That an instance exists is never denied while it passes from live to ended and back, in whatever thread one asks.
+    """
+    index = HeaderIndex()
+    write(index, started(index.allocate_number()))
+    answers: set[bool] = set()
+    is_over = threading.Event()
+
+    def ask() -> None:
+        while not is_over.is_set():
+            answers.add(index.has(1))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    for seq in range(2, 4000, 2):
+        write(index, completed(1, seq), resumed(1, seq + 1))
+    is_over.set()
+    thread.join()
+    assert answers == {True}

@@ -96,6 +96,8 @@ class InstanceHeader:
     "Whether a compensation is registered."
     is_compensating: bool = False
     "Whether its compensations have begun."
+    has_forgotten: bool = False
+    "Whether somebody ever resumed it with something to forget, or anew: then records of it may be superseded."
 
     @property
     def parent_name(self) -> tuple[str, str] | None:
@@ -180,6 +182,8 @@ class InstanceHeader:
 
     def _request_cancel(self, _record: CancelRequested) -> None:
         self.cancel_requested = True
+        # Whatever it was blocked with: somebody wants it to be cancelled now.
+        self.needs_resume = False
 
     def _suspend(self, record: InstanceSuspended) -> None:
         self.recoveries = 0
@@ -220,6 +224,8 @@ class InstanceHeader:
         self.completed_at = self.key = self.error_message = self.wake_at = None
         self.recoveries = 0
         self.needs_resume = self.awaits_children = False
+        if record.anew or record.forgotten:
+            self.has_forgotten = True
         if record.anew:
             self.message = None
             self.has_compensations = self.is_compensating = False
@@ -297,3 +303,30 @@ def header_of(started: InstanceStarted) -> InstanceHeader:
 
 def _cut(text: str | None) -> str | None:
     return text if text is None or len(text) <= MAX_HEADER_ERROR_CHARS else text[:MAX_HEADER_ERROR_CHARS] + " [...]"
+
+
+#: Kinds of records of which a header needs no more than number and time, as long as its instance simply runs. A test
+#: checks that they are those.
+PROGRESS_KINDS = frozenset(
+    cls.kind
+    for cls in (
+        StepCompleted,
+        AttemptFailed,
+        StepFailed,
+        WaitStarted,
+        WaitAbandoned,
+        SignalReceived,
+        SignalKept,
+        SuspendTimedOut,
+        SleepEnded,
+        ScopeStarted,
+        ScopeEnded,
+        IntentRecorded,
+        IntentWithdrawn,
+        BranchCompleted,
+        BranchFailed,
+        FanOutFailed,
+        CallCompleted,
+        CallFailed,
+    )
+)

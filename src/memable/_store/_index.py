@@ -1,76 +1,115 @@
 """
-What is known of every instance without reading its journal, and which record may follow.
+What is known of every instance without reading its journal, and where in the log its records are.
+
+An instance is *live* here if it has not ended, or is the attached child of a parent that has not: it has a header of
+its own and an array of spans. All others are *packed* into a few bytes each, and their headers are made when somebody
+asks for them. Whoever holds a header need not care: as long as he holds it, the instance has no other.
 
 A record counts twice: when it is queued (``admit``), so that two writers never get the same sequence number, and when
-it is durable (``fold``), so that nobody sees what may yet be lost. Used alike by every store that keeps headers in
-memory.
+it is durable (``fold``), so that nobody sees what may yet be lost. Recovery has ways of its own (``replay``): what it
+reads may be older than the snapshot that it began with, and compaction may have left gaps.
 """
 
 from __future__ import annotations
 
-import enum
-from bisect import bisect_right, insort
-from collections.abc import Sequence
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from heapq import merge
+from itertools import islice
+from weakref import WeakSet, WeakValueDictionary
 
 import attrs
 
+from .._ended_table import PAGE_BITS
 from .._header import InstanceHeader, header_of
-from .._records import (
-    InstanceCancelled,
-    InstanceCompleted,
-    InstanceFailed,
-    InstanceRecord,
-    InstanceResumed,
-    InstanceRetired,
-    InstanceStarted,
-)
+from .._packed_multimap import Parts
+from .._records import InstanceRecord, InstanceResumed, InstanceRetired, InstanceStarted
+from .._states import MetadataStatus
+from ._admission import Admission
+from ._ended_index import EndedIndex
 
 _Name = tuple[str, str]
 "Workflow and instance id."
+LiveInstance = tuple[InstanceHeader, "array[int]"]
+"A live instance's header, and the spans of its records in their order. Both change with each record."
+OnRemoved = Callable[[int, "array[int]", int], None]
+"Told the number of an instance that was retired, the spans of its records, and that of its retirement."
+
+_RUNNING = MetadataStatus.RUNNING
+_SLOT_MASK = (1 << PAGE_BITS) - 1
+#: The list of live numbers is cleaned up when more than these, and more than half, are no longer live.
+_MIN_STALE = 64
 
 
-class _Phase(enum.Enum):
-    """What may follow an instance's newest record."""
+@attrs.define(eq=False)
+class IndexSnapshot:
+    """
+    All that an index consists of, to be kept elsewhere.
 
-    OPEN = enum.auto()
-    "Anything but a retirement."
-    ENDED = enum.auto()
-    "A resume or a retirement."
-    RETIRED = enum.auto()
-    "Nothing."
+    Everything but ``live`` is as it was when the snapshot was made. The headers and spans of what was live go on
+    changing, together, as long as the snapshot exists: whoever reads them later reads what is later. Spans may be among
+    them that were dropped since.
+    """
+
+    last_number: int
+    "The greatest number given to an instance."
+    pages: dict[int, bytes]
+    "Those of an ``EndedTable``."
+    workflows: list[str]
+    "The names of workflows that its rows refer to."
+    names: Parts
+    "Numbers of packed instances by checksums of their names."
+    children: Parts
+    "Numbers of packed attached children by checksums of their parents' names."
+    ends: dict[str, Parts]
+    "Numbers of packed instances by the times of their ends, for each workflow."
+    has_forgotten: set[int]
+    "Numbers of instances that were resumed with something to forget."
+    live: dict[int, LiveInstance]
+    "What was live, by number."
 
 
-_PHASES: dict[type[InstanceRecord], _Phase] = {
-    InstanceCompleted: _Phase.ENDED,
-    InstanceFailed: _Phase.ENDED,
-    InstanceCancelled: _Phase.ENDED,
-    InstanceRetired: _Phase.RETIRED,
-}
-"The phase that a record puts its instance into, if that is not OPEN."
+def _ignore_removal(_number: int, _spans: array[int], _tombstone: int) -> None:
+    """Whoever keeps no log need not know."""
 
 
-_Newest = tuple[int, _Phase]
-"Of an instance's newest record, written or queued, the sequence number and what may follow it. Made for each record."
-
-
-@attrs.define
+@attrs.define(eq=False)
 class HeaderIndex:
     """
-    The headers of a store's instances, by number and by name.
+    The headers of a store's instances, by number and by name, and the spans of their records.
     """
 
-    last_number: int = 0
+    on_removed: OnRemoved = _ignore_removal
+    last_number: int = attrs.field(default=0, init=False)
     "The greatest number given to an instance so far, whether it was used or not."
-    _by_number: dict[int, InstanceHeader] = attrs.field(factory=dict[int, InstanceHeader])
-    _by_name: dict[_Name, InstanceHeader] = attrs.field(factory=dict[_Name, InstanceHeader])
-    _ordered: list[InstanceHeader] = attrs.field(factory=list[InstanceHeader])
-    "All headers by number: instances may become durable in another order. Retired ones stay until they are many."
-    _retired_count: int = 0
-    "How many of those are retired."
-    _queued: dict[int, _Newest] = attrs.field(factory=dict[int, _Newest])
-    "The last record on its way of each instance that has any."
-    _queued_names: dict[_Name, int] = attrs.field(factory=dict[_Name, int])
-    "Numbers of the instances whose start is on its way, by their names: of several, the newest."
+    has_forgotten: set[int] = attrs.field(factory=set[int], init=False)
+    "Numbers of the instances that were ever resumed with something to forget, or anew."
+    _live: dict[int, LiveInstance] = attrs.field(factory=dict[int, LiveInstance], init=False)
+    _live_names: dict[_Name, InstanceHeader] = attrs.field(factory=dict[_Name, InstanceHeader], init=False)
+    _order: list[int] = attrs.field(factory=list[int], init=False)
+    "Numbers of live instances in ascending order: they may become durable in another. Also some that no longer live."
+    _stale_count: int = attrs.field(default=0, init=False)
+    "How many of those are no longer live."
+    _kept: dict[_Name, set[int]] = attrs.field(factory=dict[_Name, set[int]], init=False)
+    "Numbers of the live instances that have ended, by the names of the parents that they are kept for."
+    _ended: EndedIndex = attrs.field(factory=EndedIndex, init=False)
+    _handles: WeakValueDictionary[int, InstanceHeader] = attrs.field(
+        factory=WeakValueDictionary[int, InstanceHeader], init=False
+    )
+    "The headers of packed instances that somebody may hold."
+    _present: dict[int, int] = attrs.field(factory=dict[int, int], init=False)
+    "For every 64 numbers, a mask of those that exist."
+    _orphans: dict[int, int] = attrs.field(factory=dict[int, int], init=False)
+    "By number, the first spans of records that cannot follow what recovery knows of their instances."
+    _snapshots: WeakSet[IndexSnapshot] = attrs.field(factory=WeakSet[IndexSnapshot], init=False)
+    "Those that somebody may still read."
+    _admission: Admission = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._admission = Admission(self)
+
+    # Asking --------------------------------------------------------------------------------------------------
 
     def allocate_number(self) -> int:
         """
@@ -79,18 +118,118 @@ class HeaderIndex:
         self.last_number += 1
         return self.last_number
 
+    def has(self, number: int) -> bool:
+        """
+        Tell whether there is an instance of that number. May be called in any thread.
+        """
+        return bool(self._present.get(number >> PAGE_BITS, 0) >> (number & _SLOT_MASK) & 1)
+
+    def number_of(self, workflow: str, instance_id: str) -> int | None:
+        """
+        Return the number of an instance, or None.
+        """
+        header = self._live_names.get((workflow, instance_id))
+        return self._ended.number_of(workflow, instance_id) if header is None else header.number
+
+    def newest(self, number: int) -> tuple[int, bool] | None:
+        """
+        Return the sequence number of an instance's newest record and whether the instance has ended, or None.
+        """
+        live = self._live.get(number)
+        if live is not None:
+            return live[0].seq, live[0].completed_at is not None
+        seq = self._ended.table.seq(number)
+        return None if seq is None else (seq, True)
+
     def find(self, workflow: str, instance_id: str) -> InstanceHeader | None:
         """
         Return the header of an instance, or None.
         """
-        return self._by_name.get((workflow, instance_id))
+        header = self._live_names.get((workflow, instance_id))
+        if header is not None:
+            return header
+        number = self._ended.number_of(workflow, instance_id)
+        return None if number is None else self.header(number)
 
-    def after(self, number: int) -> list[InstanceHeader]:
+    def header(self, number: int) -> InstanceHeader:
         """
-        Return the headers of the instances with a greater number, in ascending order.
+        Return the header of an instance: the same object as long as somebody holds it.
+
+        Raises:
+            KeyError: There is no such instance.
         """
-        found = self._ordered[bisect_right(self._ordered, number, key=_number) :]
-        return list(filter(self._is_kept, found)) if self._retired_count else found
+        live = self._live.get(number)
+        if live is not None:
+            return live[0]
+        header = self._handles.get(number)
+        if header is None:
+            header = self._ended.table.header(number)
+            self._handles[number] = header
+        return header
+
+    def live(self) -> list[InstanceHeader]:
+        """
+        Return the headers of those that have not ended, and of the ended attached children of those, in order.
+        """
+        return [self._live[number][0] for number in self._live_numbers(0)]
+
+    def select(
+        self,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        workflow: str | None = None,
+        status: MetadataStatus | None = None,
+    ) -> list[InstanceHeader]:
+        """
+        Return the headers of the first instances that match, in the order of their numbers.
+        """
+        numbers = self._live_numbers(after)
+        if workflow is not None:
+            numbers = (number for number in numbers if self._live[number][0].workflow == workflow)
+        if status is not None:
+            numbers = (number for number in numbers if self._live[number][0].status is status)
+        if status is None or status.is_terminal:
+            numbers = merge(numbers, self._ended.table.numbers(after=after, workflow=workflow, status=status))
+        return [self.header(number) for number in islice(numbers, limit)]
+
+    def ended(self, workflow: str, until: float, limit: int) -> list[InstanceHeader]:
+        """
+        Return the headers of the first packed instances of a workflow that ended at a time or before, in that order.
+        """
+        return [self.header(number) for number in self._ended.up_to(workflow, until, limit)]
+
+    def first_end(self, workflow: str) -> float | None:
+        """
+        Return when the first of those ended, or None.
+        """
+        return self._ended.first_end(workflow)
+
+    def spans(self, number: int) -> array[int]:
+        """
+        Return the spans of an instance's records in their order, as an array of the caller's own.
+
+        Raises:
+            KeyError: There is no such instance.
+        """
+        live = self._live.get(number)
+        return self._ended.table.spans(number) if live is None else live[1][:]
+
+    def drop_spans(self, number: int, dead: set[int]) -> None:
+        """
+        Take note that some of an instance's records are no longer in the log, if there is such an instance.
+        """
+        live = self._live.get(number)
+        if live is not None:
+            live[1][:] = array("Q", (span for span in live[1] if span not in dead))
+        elif number in self._ended:
+            left = (span for span in self._ended.table.spans(number) if span not in dead)
+            self._ended.table.replace_spans(number, array("Q", left))
+
+    def _live_numbers(self, after: int) -> Iterator[int]:
+        return filter(self._live.__contains__, self._order[bisect_right(self._order, after) :])
+
+    # Writing -------------------------------------------------------------------------------------------------
 
     def admit(self, records: Sequence[InstanceRecord]) -> None:
         """
@@ -99,106 +238,298 @@ class HeaderIndex:
         Raises:
             ValueError: They do not follow what is written or queued. Nothing was noted.
         """
-        if not records:
-            raise ValueError("an append needs at least one record")
-        queued: dict[int, _Newest] = {}
-        names: dict[_Name, int] = {}
-        for record in records:
-            number = record.instance
-            if type(record) is InstanceStarted:
-                self._check_start(record, queued, names)
-                names[record.workflow, record.instance_id] = number
-            else:
-                _check_next(record, queued.get(number) or self._newest(number))
-            queued[number] = (record.seq, _PHASES.get(type(record), _Phase.OPEN))
-        self._queued |= queued
-        self._queued_names |= names
+        self._admission.admit(records)
 
-    def fold(self, record: InstanceRecord) -> None:
+    def fold(self, record: InstanceRecord, span: int = 0) -> None:
         """
         Take in the next durable record.
+
+        Args:
+            record: The record.
+            span: That of its line; 0 if there is no log.
 
         Raises:
             ValueError: It cannot follow the ones before it.
         """
         number = record.instance
-        header = self._by_number.get(number)
-        if header is not None:
-            header.apply(record)
-            if type(record) is InstanceRetired:
-                self._remove(header)
+        if number in self._live or number in self._ended:
+            self._apply(record, span, is_replay=False)
         elif isinstance(record, InstanceStarted):
-            header = self._start(record)
+            name = (record.workflow, record.instance_id)
+            if self.number_of(*name) is not None:
+                raise ValueError(f"workflow {name[0]!r} has two instances {name[1]!r}")
+            self._start(header_of(record), array("Q", (span,) if span else ()))
         else:
             raise ValueError(f"instance {number} has a {record.kind} record, but never started")
-        queued = self._queued.get(number)
-        if queued is not None and queued[0] == header.seq:
-            del self._queued[number]
+        self._admission.settle(record)
 
-    def _newest(self, number: int) -> _Newest:
-        queued = self._queued.get(number)
-        if queued is not None:
-            return queued
-        header = self._by_number.get(number)
-        if header is None:
-            raise ValueError(f"there is no instance {number}")
-        return header.seq, _Phase.ENDED if header.status.is_terminal else _Phase.OPEN
+    def _apply(self, record: InstanceRecord, span: int, *, is_replay: bool) -> None:
+        """Take in a record of an instance that exists."""
+        header = self.header(record.instance)
+        ended_at = header.completed_at
+        header.apply(record)
+        if type(record) is InstanceRetired:
+            self._remove(header, ended_at, span)
+            return
+        if type(record) is InstanceResumed:
+            self._reopen(header, ended_at)
+        if span:
+            self._live[header.number][1].append(span)
+        if header.completed_at is not None:
+            self._end(header, is_replay=is_replay)
 
-    def _check_start(self, record: InstanceStarted, queued: dict[int, _Newest], names: dict[_Name, int]) -> None:
-        """Check a start behind those of its own batch."""
-        number = record.instance
-        name = (record.workflow, record.instance_id)
-        if number in self._by_number or number in self._queued or number in queued:
-            raise ValueError(f"instance {number} starts a second time")
-        if not 0 < number <= self.last_number:
-            raise ValueError(f"number {number} was not allocated")
-        if record.seq != 1:
-            raise ValueError(f"the first record of instance {number} has sequence number {record.seq}, not 1")
-        holder = names.get(name) or self._queued_names.get(name)
-        if holder is None and name in self._by_name:
-            holder = self._by_name[name].number
-        if holder is not None and (queued.get(holder) or self._newest(holder))[1] is not _Phase.RETIRED:
-            raise ValueError(f"workflow {name[0]!r} has an instance {name[1]!r} already")
-
-    def _start(self, record: InstanceStarted) -> InstanceHeader:
-        number = record.instance
-        name = (record.workflow, record.instance_id)
-        if name in self._by_name:
-            raise ValueError(f"workflow {name[0]!r} has two instances {name[1]!r}")
-        header = header_of(record)
-        self._by_number[number] = self._by_name[name] = header
-        insort(self._ordered, header, key=_number)
+    def _start(self, header: InstanceHeader, spans: array[int]) -> None:
+        number = header.number
+        self._present[number >> PAGE_BITS] = self._present.get(number >> PAGE_BITS, 0) | 1 << (number & _SLOT_MASK)
         self.last_number = max(self.last_number, number)
-        if self._queued_names.get(name) == number:
-            del self._queued_names[name]
-        return header
+        self._add_live(header, spans)
+        self._adopt(header)
 
-    def _remove(self, header: InstanceHeader) -> None:
-        del self._by_number[header.number]
-        del self._by_name[header.workflow, header.instance_id]
-        self._retired_count += 1
-        if 2 * self._retired_count > len(self._ordered):
-            self._ordered = list(filter(self._is_kept, self._ordered))
-            self._retired_count = 0
+    def _end(self, header: InstanceHeader, *, is_replay: bool) -> None:
+        """Pack what has ended, unless it is kept for its parent, and what was kept for it."""
+        parent = None if header.parent is None else header.parent_name
+        if parent is not None and self._is_open(parent):
+            self._kept.setdefault(parent, set()).add(header.number)
+        else:
+            self._pack(header.number, is_replay=is_replay)
+        if self._kept:
+            for child in self._kept.pop((header.workflow, header.instance_id), ()):
+                self._pack(child, is_replay=is_replay)
 
-    def _is_kept(self, header: InstanceHeader) -> bool:
-        return self._by_number.get(header.number) is header
+    def _reopen(self, header: InstanceHeader, ended_at: float | None) -> None:
+        """Have an instance live that was resumed, and that had ended then, if it had ended."""
+        if header.has_forgotten:
+            self.has_forgotten.add(header.number)
+        if header.number in self._live:
+            self._stop_keeping(header)
+        else:
+            assert ended_at is not None
+            self._unpack(header, ended_at)
+        self._adopt(header)
 
+    def _remove(self, header: InstanceHeader, ended_at: float | None, tombstone: int) -> None:
+        """Drop what was retired."""
+        number = header.number
+        live = self._live.get(number)
+        if live is not None:
+            spans = live[1]
+            self._drop_live(header)
+            self._stop_keeping(header)
+            # Only recovery meets a parent that is retired while it has not ended.
+            for child in self._kept.pop((header.workflow, header.instance_id), ()):
+                self._pack(child, is_replay=False)
+        else:
+            assert ended_at is not None
+            spans = self._ended.remove(header, ended_at)
+            self._handles.pop(number, None)
+        left = self._present[number >> PAGE_BITS] & ~(1 << (number & _SLOT_MASK))
+        if left:
+            self._present[number >> PAGE_BITS] = left
+        else:
+            del self._present[number >> PAGE_BITS]
+        self.has_forgotten.discard(number)
+        self.on_removed(number, spans, tombstone)
 
-def _check_next(record: InstanceRecord, newest: _Newest) -> None:
-    """Check that a record may follow the newest one of its instance."""
-    number = record.instance
-    seq, phase = newest
-    if phase is _Phase.RETIRED:
-        raise ValueError(f"instance {number} was retired, so no {record.kind} record can follow")
-    if record.seq != seq + 1:
-        raise ValueError(f"record {record.seq} of instance {number} cannot follow its record {seq}")
-    if type(record) is InstanceRetired:
-        if phase is _Phase.OPEN:
-            raise ValueError(f"instance {number} has not ended, so it cannot be retired")
-    elif phase is _Phase.ENDED and type(record) is not InstanceResumed:
-        raise ValueError(f"instance {number} has ended, so no {record.kind} record can follow")
+    # Live and packed -----------------------------------------------------------------------------------------
 
+    def _is_open(self, name: _Name) -> bool:
+        header = self._live_names.get(name)
+        return header is not None and header.completed_at is None
 
-def _number(header: InstanceHeader) -> int:
-    return header.number
+    def _add_live(self, header: InstanceHeader, spans: array[int]) -> None:
+        number = header.number
+        self._live[number] = (header, spans)
+        self._live_names[header.workflow, header.instance_id] = header
+        order = self._order
+        if not order or number > order[-1]:
+            order.append(number)
+            return
+        place = bisect_left(order, number)
+        if order[place] == number:
+            self._stale_count -= 1
+        else:
+            order.insert(place, number)
+
+    def _drop_live(self, header: InstanceHeader) -> None:
+        del self._live[header.number]
+        del self._live_names[header.workflow, header.instance_id]
+        self._stale_count += 1
+        if self._stale_count > _MIN_STALE and 2 * self._stale_count > len(self._order):
+            self._order = list(filter(self._live.__contains__, self._order))
+            self._stale_count = 0
+
+    def _pack(self, number: int, *, is_replay: bool) -> None:
+        header, spans = self._live[number]
+        self._ended.add(header, spans)
+        self._drop_live(header)
+        if not is_replay:
+            # Somebody may hold it. During recovery nobody does.
+            self._handles[number] = header
+
+    def _unpack(self, header: InstanceHeader, ended_at: float) -> None:
+        """Have an instance live again that had ended. Of its row, only the spans are still true."""
+        number = header.number
+        spans = self._ended.remove(header, ended_at)
+        for snapshot in self._snapshots:
+            if number in snapshot.live:
+                # It will be read with the header, which goes on.
+                held = snapshot.live[number][1]
+                held[:] = spans
+                spans = held
+        self._handles.pop(number, None)
+        self._add_live(header, spans)
+
+    def _adopt(self, parent: InstanceHeader) -> None:
+        """Keep the ended children of an instance that has begun, or goes on."""
+        if not self._ended.has_children:
+            return
+        name = (parent.workflow, parent.instance_id)
+        for number in self._ended.children_of(*name):
+            header = self.header(number)
+            assert header.completed_at is not None
+            self._unpack(header, header.completed_at)
+            self._kept.setdefault(name, set()).add(number)
+
+    def _stop_keeping(self, header: InstanceHeader) -> None:
+        parent = header.parent_name
+        if parent is not None and (kept := self._kept.get(parent)) is not None:
+            kept.discard(header.number)
+            if not kept:
+                del self._kept[parent]
+
+    # Recovery ------------------------------------------------------------------------------------------------
+
+    def replay(self, record: InstanceRecord, span: int) -> None:
+        """
+        Take in the next record that recovery reads. Nobody may hold a header yet.
+
+        What is known already is skipped. Compaction may have dropped any records of an instance that was retired later:
+        so one that cannot follow what is known of its instance is noted as an orphan, until the retirement comes. So is
+        the start of an instance whose name another has. That one must have been retired, too, before what is known
+        became known.
+        """
+        number = record.instance
+        if type(record) is InstanceRetired:
+            self._replay_retirement(record, span)
+        elif type(record) is InstanceStarted:
+            self.replay_start(header_of(record), span)
+        elif (newest := self.newest(number)) is None:
+            self._add_orphan(number, span)
+        elif record.seq > newest[0]:
+            if newest[1] and type(record) is not InstanceResumed:
+                self._add_orphan(number, span)
+            else:
+                self._apply(record, span, is_replay=True)
+
+    def replay_start(self, header: InstanceHeader, span: int) -> None:
+        """
+        Do what ``replay`` does for a start, given the header of an instance that has just started.
+        """
+        number = header.number
+        if self.has(number):
+            return
+        if number in self._orphans or self.number_of(header.workflow, header.instance_id) is not None:
+            self._add_orphan(number, span)
+        else:
+            self._start(header, array("Q", (span,)))
+
+    def replay_progress(self, number: int, seq: int, at: float, span: int) -> bool:
+        """
+        Do what ``replay`` does for a record that says no more than that its instance makes progress.
+
+        Args:
+            number: The instance's number.
+            seq: The record's place in the instance's journal.
+            at: When it was made.
+            span: That of its line.
+
+        Returns:
+            Whether it was done. If not, more than that may change: ``replay`` needs the record itself.
+        """
+        live = self._live.get(number)
+        if live is None:
+            return False
+        header, spans = live
+        if header.status is not _RUNNING or header.needs_resume or seq <= header.seq:
+            return False
+        header.recoveries = 0
+        header.seq = seq
+        header.updated_at = at
+        spans.append(span)
+        return True
+
+    def orphans(self) -> dict[int, int]:
+        """
+        Return, by number, the first spans of records that cannot follow those of their instances before them.
+
+        Mostly there are none before them. In a log that is whole, nothing is left of these at its end.
+        """
+        return self._orphans.copy()
+
+    def _add_orphan(self, number: int, span: int) -> None:
+        self.last_number = max(self.last_number, number)
+        self._orphans.setdefault(number, span)
+
+    def _replay_retirement(self, record: InstanceRetired, span: int) -> None:
+        """Whatever is known of the instance may be older than its end, or newer than this."""
+        number = record.instance
+        self.last_number = max(self.last_number, number)
+        self._orphans.pop(number, None)
+        if self.has(number):
+            header = self.header(number)
+            self._remove(header, header.completed_at, span)
+
+    # Snapshots -----------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> IndexSnapshot:
+        """
+        Return all that is known, to be kept elsewhere. Takes milliseconds for a million instances.
+        """
+        pages, workflows, names, children, ends = self._ended.to_parts()
+        snapshot = IndexSnapshot(
+            last_number=self.last_number,
+            pages=pages,
+            workflows=workflows,
+            names=names,
+            children=children,
+            ends=ends,
+            has_forgotten=self.has_forgotten.copy(),
+            live=self._live.copy(),
+        )
+        self._snapshots.add(snapshot)
+        return snapshot
+
+    @classmethod
+    def restored(cls, snapshot: IndexSnapshot, on_removed: OnRemoved = _ignore_removal) -> HeaderIndex:
+        """
+        Return an index that knows what a snapshot says.
+
+        What was live then may have been read later than the rest, and one instance later than another: what has ended
+        is packed, unless it is kept for its parent. To be followed by ``replay`` of all records since the snapshot was
+        made.
+
+        Args:
+            snapshot: A snapshot that was read back: its parts belong to the index from then on.
+            on_removed: Told of each instance that is retired.
+        """
+        self = cls(on_removed)
+        self.last_number = snapshot.last_number
+        self.has_forgotten = snapshot.has_forgotten
+        self._ended = EndedIndex.from_parts(
+            snapshot.pages, snapshot.workflows, snapshot.names, snapshot.children, snapshot.ends
+        )
+        present = self._present = dict(self._ended.table.masks())
+        live = {number: live for number, live in sorted(snapshot.live.items()) if not self.has(number)}
+        self._live = live
+        self._order = list(live)
+        self._live_names = {(header.workflow, header.instance_id): header for header, _ in live.values()}
+        for number in live:
+            place = number >> PAGE_BITS
+            present[place] = present.get(place, 0) | 1 << (number & _SLOT_MASK)
+        self.has_forgotten |= {number for number, (header, _) in live.items() if header.has_forgotten}
+        for header in [header for header, _ in live.values()]:
+            if header.completed_at is not None:
+                self._end(header, is_replay=True)
+            else:
+                self._adopt(header)
+        return self

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from .._clock import Clock
 from .._header import InstanceHeader
 from .._records import InstanceRecord
+from .._states import MetadataStatus
 
 
 class OpenStore(Protocol):
@@ -103,11 +104,62 @@ class OpenStore(Protocol):
         """
         ...
 
-    async def headers(self, *, after: int = 0) -> Sequence[InstanceHeader]:
+    async def live(self) -> Sequence[InstanceHeader]:
         """
-        Return the headers of all instances with a number greater than *after*, in the order of creation.
+        Return the headers of all instances that go on, in the order of creation. Not a checkpoint.
 
-        The sequence does not change any more; the headers in it are live. Costs no more than copying a list.
+        Those are the ones that have not ended, and the attached children that have, of parents that have not: a child
+        is kept as long as its parent may need it. The sequence does not change any more; the headers in it are live.
+        """
+        ...
+
+    async def headers(
+        self,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        workflow: str | None = None,
+        status: MetadataStatus | None = None,
+    ) -> Sequence[InstanceHeader]:
+        """
+        Return the headers of the first instances that match, in the order of creation. Not a checkpoint.
+
+        The sequence does not change any more; the headers in it are live. To ask for a status that is no end costs
+        as much as there are instances that go on, however many have ended.
+
+        Args:
+            after: Only instances with a greater number than this.
+            limit: How many at most; None for all.
+            workflow: Only instances of this workflow.
+            status: Only instances with this status.
+        """
+        ...
+
+    async def ended(self, workflow: str, *, until: float, limit: int) -> Sequence[InstanceHeader]:
+        """
+        Return the headers of the first ended instances of a workflow, the one that ended first in front. No checkpoint.
+
+        Those that are kept for their parents, which ``live`` shows, are left out.
+
+        Args:
+            workflow: The workflow's name.
+            until: Only instances that ended at this time or before.
+            limit: How many at most.
+        """
+        ...
+
+    async def first_end(self, workflow: str) -> float | None:
+        """
+        Return when the first of those ended whom ``ended`` would show; None if there is none. Not a checkpoint.
+        """
+        ...
+
+    async def maintain(self) -> None:
+        """
+        Keep the store small and quick to open, until cancelled. Run by one task of the engine's.
+
+        Raises:
+            StorageError: A write or sync failed. The store takes nothing any more.
         """
         ...
 

@@ -19,6 +19,7 @@ from .._clock import Clock
 from .._errors import StorageError, StoreLockedError
 from .._header import InstanceHeader
 from .._records import InstanceRecord, InstanceRetired
+from .._states import MetadataStatus
 from ._index import HeaderIndex
 from ._protocol import OpenStore
 
@@ -173,8 +174,27 @@ class _OpenInMemoryStore:
     async def find(self, workflow: str, instance_id: str) -> InstanceHeader | None:
         return self._index.find(workflow, instance_id)
 
-    async def headers(self, *, after: int = 0) -> Sequence[InstanceHeader]:
-        return self._index.after(after)
+    async def live(self) -> Sequence[InstanceHeader]:
+        return self._index.live()
+
+    async def headers(
+        self,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        workflow: str | None = None,
+        status: MetadataStatus | None = None,
+    ) -> Sequence[InstanceHeader]:
+        return self._index.select(after=after, limit=limit, workflow=workflow, status=status)
+
+    async def ended(self, workflow: str, *, until: float, limit: int) -> Sequence[InstanceHeader]:
+        return self._index.ended(workflow, until, limit)
+
+    async def first_end(self, workflow: str) -> float | None:
+        return self._index.first_end(workflow)
+
+    async def maintain(self) -> None:
+        await trio.sleep_forever()
 
     def _check_open(self) -> None:
         if self.closed:
