@@ -12,11 +12,14 @@ import trio
 
 import memable
 from memable import MetadataStatus
+from memable._catalog import PAGE_COUNT
+from memable._clock import current_clock
+from memable._encoded import Encoded
 from memable._header import InstanceHeader
 from memable._listing import ended_state
-from memable._records import RunStarted
+from memable._records import InstanceCompleted, InstanceRecord, InstanceStarted, InstanceSuspended, RunStarted
 from running import workflow_of
-from stores import Place
+from stores import Gate, HookedStore, MemoryPlace, Place
 
 
 @memable.workflow
@@ -313,3 +316,158 @@ async def test_metadata_of_a_wait_is_the_same_parked_passivated_and_closed(
     async with memable.open_engine(place.store()) as engine:
         seen.append([(one.status.value, one.message, one.key) for one in await engine.list_instances()])
     assert seen == [[("suspended", "please", "approval"), ("suspended", "asking", "approval")]] * 2
+
+
+# Many --------------------------------------------------------------------------------------------------------------
+
+
+async def fill(place: Place, count: int, *, ended_every: int = 1, workflow: str = "other") -> None:
+    """
+    Leave *count* instances in a store: of each *ended_every* the first is Completed, the others are suspended.
+    """
+    async with place.store().open(current_clock()) as store:
+        records: list[InstanceRecord] = []
+        for index in range(count):
+            number = await store.allocate_number()
+            facts = {"instance": number, "at": float(index)}
+            name = f"i{index:05}"
+            session = store.session
+            start = InstanceStarted(
+                **facts,
+                seq=1,
+                session=session,
+                workflow=workflow,
+                instance_id=name,
+                input=Encoded("memable.arguments", b"[]"),
+            )
+            records.append(start)
+            if index % ended_every == 0:
+                records.append(InstanceCompleted(**facts, seq=2, value=Encoded("None", b"null")))
+            else:
+                records.append(InstanceSuspended(**facts, seq=2, path="wait"))
+        if records:
+            await store.append(records)
+
+
+@pytest.mark.parametrize("count", [0, 1, PAGE_COUNT - 1, PAGE_COUNT, PAGE_COUNT + 1, 3 * PAGE_COUNT])
+async def test_list_instances_of_any_length_is_complete(count: int, place: Place, autojump_clock: object):
+    """
+    However many there are, each instance is listed once, in order; with a limit, the first ones.
+    """
+    names = [f"i{index:05}" for index in range(count)]
+    await fill(place, count, ended_every=2)
+    async with memable.open_engine(place.store()) as engine:
+
+        async def ids(**settings: Any) -> list[str]:
+            return [one.instance_id for one in await engine.list_instances(**settings)]
+
+        assert await ids() == await ids(workflow="other") == names
+        assert await ids(status=MetadataStatus.COMPLETED) == names[::2]
+        assert await ids(status=MetadataStatus.SUSPENDED) == names[1::2]
+        assert await ids(status=MetadataStatus.RUNNING) == await ids(workflow="none") == []
+        assert await ids(workflow="none", status=MetadataStatus.SUSPENDED) == []
+        for limit in (0, 1, PAGE_COUNT - 1, PAGE_COUNT, PAGE_COUNT + 1):
+            assert await ids(limit=limit) == names[:limit]
+            assert await ids(limit=limit, status=MetadataStatus.COMPLETED) == names[::2][:limit]
+            assert await ids(limit=limit, status=MetadataStatus.SUSPENDED) == names[1::2][:limit]
+        if count > 2:
+            third = (await engine.list_instances(limit=3))[-1]
+            assert await ids(after=third) == names[3:]
+            assert await ids(after=third, status=MetadataStatus.COMPLETED) == names[4::2]
+            assert await ids(after=third, status=MetadataStatus.SUSPENDED) == names[3::2]
+
+
+@pytest.mark.parametrize("status", [None, MetadataStatus.COMPLETED, MetadataStatus.SUSPENDED])
+async def test_list_instances_lets_others_run(status: MetadataStatus | None, place: Place, autojump_clock: object):
+    """
+    While a long list is made, other tasks get their turn after each page.
+    """
+    pages = 6
+    await fill(place, pages * PAGE_COUNT, ended_every=2)
+    async with memable.open_engine(place.store()) as engine, trio.open_nursery() as nursery:
+        turns: list[int] = []
+
+        @nursery.start_soon
+        async def look() -> None:
+            while True:
+                turns.append(1)
+                await trio.lowlevel.checkpoint()
+
+        listed = await engine.list_instances(status=status)
+        nursery.cancel_scope.cancel()
+        assert len(listed) == pages * PAGE_COUNT // (1 if status is None else 2)
+        assert len(turns) >= len(listed) // PAGE_COUNT
+
+
+async def test_list_instances_shows_each_that_stays_once_whatever_the_others_do(place: Place, autojump_clock: object):
+    """
+    Instances begin, end, are resumed and deleted while a list is made: each that stays is listed once, in order.
+    """
+    count = 4 * PAGE_COUNT
+    await fill(place, count, workflow="work")
+    async with memable.open_engine(place.store(), workflows=[work, other]) as engine:
+        names = [f"i{index:05}" for index in range(count)]
+        deleted, resumed, left_alone = names[::3], names[1::3], dict.fromkeys(names[2::3])
+        for status in (None, MetadataStatus.COMPLETED):
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def change() -> None:
+                    while True:
+                        await engine.invoke(other)
+                        if deleted:
+                            await engine.delete(work, deleted.pop())
+                            await (await engine.resume(work, resumed.pop(), anew=True)).wait()
+
+                for _ in range(20):
+                    listed = await engine.list_instances(status=status)
+                    numbers = [one.number for one in listed]
+                    assert numbers == sorted(set(numbers))
+                    assert [one.instance_id for one in listed if one.instance_id in left_alone] == list(left_alone)
+                nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("max_parked", [0, 1000])
+async def test_list_instances_goes_by_what_is_shown(max_parked: int, autojump_clock: object):
+    """
+    An instance that waits is Suspended from that moment on, though the record of it is still on its way.
+    """
+    point = memable.SuspendPoint("approval", bool)
+
+    @memable.workflow
+    async def asking(ctx: memable.Context) -> None:
+        await ctx.suspend(point)
+
+    gate = Gate("instance_suspended")
+    store = HookedStore(before_append=gate.pass_)
+    async with memable.open_engine(store, workflows=[asking], max_parked=max_parked) as engine:
+        invocation = await engine.invoke(asking, instance_id="i")
+        await gate.is_reached.wait()
+        header = await engine._services.store.find("asking", "i")
+        assert header is not None
+        assert header.status is MetadataStatus.RUNNING
+        for status in MetadataStatus:
+            listed = [one.status for one in await engine.list_instances(status=status)]
+            assert listed == ([MetadataStatus.SUSPENDED] if status is MetadataStatus.SUSPENDED else [])
+        gate.is_open.set()
+        await invocation.wait()
+        assert len(await engine.list_instances(status=MetadataStatus.SUSPENDED)) == 1
+
+
+@pytest.mark.parametrize("status", [None, MetadataStatus.SUSPENDED])
+async def test_list_instances_that_outlives_the_block_is_refused(status: MetadataStatus | None, autojump_clock: object):
+    """
+    A list that is not complete when the block is left is EngineStoppedError.
+    """
+    place = MemoryPlace()
+    await fill(place, 20 * PAGE_COUNT, ended_every=2)
+    async with trio.open_nursery() as nursery, memable.open_engine(place.store()) as engine:
+
+        @nursery.start_soon
+        async def look() -> None:
+            with pytest.raises(memable.EngineStoppedError, match=r"engine\.list_instances"):
+                while True:
+                    await engine.list_instances(status=status)
+
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()

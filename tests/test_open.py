@@ -28,6 +28,7 @@ from memable._records import InstanceRecord
 from memable._store._protocol import Store
 from running import kinds_of, workflow_of
 from stores import HookedStore, Place, disk_full, failing_at
+from wrapped_store import WrappedStore, Wrapper
 
 GRACE_S = 3600.0
 
@@ -1139,6 +1140,155 @@ async def test_bug_in_a_store_comes_out_of_the_block_as_itself(autojump_clock: o
     with pytest.raises(ZeroDivisionError, match="bug"):
         async with memable.open_engine(HookedStore(store, before_load=fail), workflows=[endless]):
             await trio.sleep_forever()
+
+
+# The store's own work ----------------------------------------------------------------------------------------------
+
+
+def maintained_by(maintain: Callable[[], Awaitable[None]], store: Store | None = None) -> WrappedStore:
+    """
+    Return a store that does *maintain* for its maintenance.
+    """
+
+    class Maintained(Wrapper):
+        async def maintain(self) -> None:
+            await maintain()
+
+    return WrappedStore(Maintained, memable.InMemoryStore() if store is None else store)
+
+
+async def test_maintenance_goes_on_for_as_long_as_runs_do(place: Place, autojump_clock: object):
+    """
+    The store's maintenance runs from the opening until no run is left, then it is cancelled, before the store closes.
+    """
+    told: list[str] = []
+
+    async def maintain() -> None:
+        told.append("begun")
+        try:
+            while True:
+                await trio.sleep(10)
+                told.append("tick")
+        finally:
+            told.append("cancelled")
+
+    store = maintained_by(maintain, HookedStore(place.store(), on_close=lambda: told.append("closed")))
+    async with memable.open_engine(store, workflows=[sleepy]) as engine:
+        await engine.invoke(sleepy, 35.0)
+        began = trio.current_time()
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == ["begun"]
+    assert trio.current_time() == began + 35
+    assert told == ["begun", "tick", "tick", "tick", "cancelled", "closed"]
+
+
+async def test_maintenance_may_end_by_itself(place: Place, autojump_clock: object):
+    """
+    A store that has nothing to maintain says so by returning.
+    """
+    async with memable.open_engine(maintained_by(trio.lowlevel.checkpoint, place.store()), workflows=[quick]) as engine:
+        await trio.sleep(10)
+        assert await (await engine.invoke(quick, "you")).result() == "hello you"
+
+
+@pytest.mark.parametrize("delay", [0, 10])
+async def test_storage_failure_in_maintenance_comes_out_of_the_block(
+    delay: float, place: Place, autojump_clock: object
+):
+    """
+    A StorageError of the store's maintenance stops the engine and comes out once; runs stay Running.
+    """
+
+    async def maintain() -> None:
+        await trio.sleep(delay)
+        raise disk_full()
+
+    with pytest.raises(memable.StorageError, match="no space left"):
+        async with memable.open_engine(maintained_by(maintain, place.store()), workflows=[endless]) as engine:
+            if delay:
+                await engine.invoke(endless, instance_id="i")
+            await trio.sleep_forever()
+    if delay:
+        assert await status_in(place.store(), workflow=endless) is MetadataStatus.RUNNING
+
+
+async def test_storage_failure_that_runs_and_maintenance_meet_comes_out_once(autojump_clock: object):
+    """
+    A store that fails in an append, in its maintenance and at closing has failed once.
+    """
+    failed = trio.Event()
+
+    async def fail(_records: object) -> None:
+        failed.set()
+        raise disk_full()
+
+    def fail_again() -> None:
+        raise memable.StorageError(location="the test's store", problem="cannot be closed")
+
+    async def maintain() -> None:
+        await failed.wait()
+        raise memable.StorageError(location="the test's store", problem="failed before")
+
+    store = maintained_by(maintain, HookedStore(before_append=fail, on_close=fail_again))
+    with pytest.raises(memable.StorageError):
+        async with memable.open_engine(store, workflows=[quick]) as engine:
+            await engine.invoke(quick)
+
+
+async def test_bug_in_maintenance_comes_out_of_the_block_as_itself(autojump_clock: object):
+    """
+    An exception that no maintenance should raise stops the engine, and is not wrapped.
+    """
+
+    async def maintain() -> None:
+        raise ZeroDivisionError("bug")
+
+    with pytest.raises(ZeroDivisionError, match="bug"):
+        async with memable.open_engine(maintained_by(maintain)):
+            await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("how", ["leave", "stop", "raise", "cancel"])
+async def test_maintenance_does_not_delay_a_shutdown(how: str, autojump_clock: object):
+    """
+    However the block is left, maintenance that would take for ever is cancelled at once.
+    """
+    raised = ValueError("the block")
+    began = trio.current_time()
+    with trio.CancelScope() as scope, contextlib.suppress(ValueError):
+        async with memable.open_engine(maintained_by(trio.sleep_forever), workflows=[endless]) as engine:
+            await engine.invoke(endless)
+            if how in ("leave", "stop"):
+                await engine.stop(timeout=0)
+            if how == "raise":
+                raise raised
+            if how == "cancel":
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+    assert trio.current_time() == began
+
+
+async def test_log_of_unregistered_workflows_leaves_out_children_that_have_ended(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+):
+    """
+    Children that are kept for a parent that has not ended are not unfinished themselves.
+    """
+    point = memable.SuspendPoint("go", bool)
+
+    async def body(ctx: memable.Context) -> None:
+        await ctx.call("call", quick)
+        await ctx.suspend(point)
+
+    store, workflow = memable.InMemoryStore(), workflow_of(body)
+    async with memable.open_engine(store, workflows=[workflow, quick]) as engine:
+        await (await engine.invoke(workflow)).wait()
+    with caplog.at_level(logging.WARNING, logger="memable"):
+        async with memable.open_engine(store):
+            pass
+    (record,) = caplog.records
+    assert "'w': 1)" in record.getMessage()
+    assert "quick" not in record.getMessage()
 
 
 # Control-C ---------------------------------------------------------------------------------------------------------

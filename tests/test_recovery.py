@@ -6,16 +6,21 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import pytest
 import trio
 
 import memable
 from memable import MetadataStatus
+from memable._clock import current_clock
+from memable._encoded import Encoded
+from memable._records import InstanceCompleted, InstanceRecord, InstanceStarted, InstanceSuspended
 from memable._recovering import RECOVERY_BATCH
 from running import kinds_of, workflow_of
 from stores import Gate, HookedStore, MemoryPlace, Place
+from wrapped_store import WrappedStore, Wrapper
 
 
 @memable.workflow
@@ -436,6 +441,156 @@ async def test_recovery_that_is_under_way_when_the_engine_stops_loses_nothing(ho
         await engine.wait_all()
         statuses = {metadata.status for metadata in await engine.list_instances()}
     assert statuses == {MetadataStatus.COMPLETED}
+
+
+async def suspend_many(place: Place, count: int, ended: int = 0) -> None:
+    """
+    Leave *count* instances of ``endless`` suspended in a store that is closed in order, and so many that have ended.
+    """
+    async with place.store().open(current_clock()) as store:
+        records: list[InstanceRecord] = []
+        for index in range(ended + count):
+            number, at, session = await store.allocate_number(), float(index), store.session
+            name = f"i{index:05}"
+            given = Encoded("memable.arguments", b"[]")
+            records.append(
+                InstanceStarted(
+                    instance=number,
+                    seq=1,
+                    at=at,
+                    session=session,
+                    workflow="endless",
+                    instance_id=name,
+                    input=given,
+                )
+            )
+            if index < ended:
+                records.append(InstanceCompleted(instance=number, seq=2, at=at, value=Encoded("None", b"null")))
+            else:
+                records.append(InstanceSuspended(instance=number, seq=2, at=at, path="wait", wake_at=at + 1e12))
+        await store.append(records)
+
+
+async def test_recovery_of_many_suspended_instances_lets_others_run(autojump_clock: object):
+    """
+    However many instances are suspended, none of them holds up other tasks for long when a store is opened.
+    """
+    place = MemoryPlace()
+    batches = 10
+    await suspend_many(place, batches * RECOVERY_BATCH)
+    turns = 0
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def look() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        async with memable.open_engine(place.store(), workflows=[endless]) as engine:
+            nursery.cancel_scope.cancel()
+            assert len(engine._services.timers) == batches * RECOVERY_BATCH
+    assert turns >= 2 * batches
+
+
+async def test_recovery_does_not_look_at_what_has_ended(autojump_clock: object):
+    """
+    Opening asks the store for what goes on, and for nothing else, however many instances have ended.
+    """
+
+    class Live(Wrapper):
+        async def headers(self, **_: object) -> NoReturn:
+            raise AssertionError("asked for all headers")
+
+        async def ended(self, *_: object, **__: object) -> NoReturn:
+            raise AssertionError("asked for what has ended")
+
+    place = MemoryPlace()
+    await suspend_many(place, 3, ended=100)
+    async with memable.open_engine(WrappedStore(Live, place.store()), workflows=[endless]) as engine:
+        assert len(engine._services.timers) == 3
+        engine.register(quick)
+        await engine.wait_all()
+    async with memable.open_engine(WrappedStore(Live, place.store())):
+        pass
+
+
+async def test_recovery_between_two_batches_notices_what_happens_meanwhile(autojump_clock: object):
+    """
+    Instances that are cancelled, signalled or resumed while recovery looks at others are recovered once, or not at all.
+    """
+    runs: list[str] = []
+
+    @memable.workflow(name="endless")
+    async def mended(ctx: memable.Context) -> None:
+        runs.append(ctx.instance_id)
+
+    for ticks in range(8):
+        runs.clear()
+        place = MemoryPlace()
+        await suspend_many(place, 2 * RECOVERY_BATCH + 5)
+        names = [f"i{index:05}" for index in range(2 * RECOVERY_BATCH + 5)]
+        async with memable.open_engine(place.store()) as engine:
+            engine.register(mended)
+            for _ in range(ticks):
+                await trio.lowlevel.checkpoint()
+            assert await engine.cancel(mended, names[-1])
+            await (await engine.resume(mended, names[-2])).result()
+            await (await engine.resume(mended, names[0])).result()
+            await engine.wait_all()
+            assert sorted(runs) == [names[0], names[-2]]
+            suspended = await engine.list_instances(status=MetadataStatus.SUSPENDED)
+            assert [one.instance_id for one in suspended] == names[1:-2]
+            # What was cancelled has its alarm until that is due, if it had one.
+            assert len(engine._services.timers) - len(suspended) in (0, 1)
+
+
+@pytest.mark.parametrize("retention", [None, 0])
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_recovery_tells_a_parent_of_the_child_that_ended_just_before_the_crash(
+    is_late: bool, retention: float | None, place: Place, autojump_clock: object
+):
+    """
+    A parent that was not told of its child's end any more goes on, however long the child has been due for removal.
+    """
+    point = memable.SuspendPoint("go", bool)
+
+    @memable.workflow(name="child")
+    async def child(ctx: memable.Context) -> str:
+        await ctx.suspend(point)
+        return "said"
+
+    @memable.workflow(name="parent", retention=None)
+    async def parent(ctx: memable.Context) -> str:
+        return await ctx.call("call", child)
+
+    crashed: list[Place] = []
+
+    async def crash(records: Sequence[InstanceRecord]) -> None:
+        # The parent is woken by a record of its own, which is written after the end of its child.
+        if any(record.kind == "run_started" and record.instance == 1 for record in records) and not crashed:
+            crashed.append(place.crash())
+
+    store = HookedStore(place.store(), before_append=crash)
+    async with memable.open_engine(store, workflows=[parent, child], max_parked=0) as engine:
+        await (await engine.invoke(parent, instance_id="p")).wait()
+        await trio.testing.wait_all_tasks_blocked()
+        await engine.signal(child, "p/call", point, True)
+        await trio.testing.wait_all_tasks_blocked()
+    (found,) = crashed
+    await trio.sleep(1000)
+    registered = [child] if is_late else [parent, child]
+    async with memable.open_engine(found.store(), workflows=registered, retention=retention) as engine:
+        metadata = await engine.metadata(child, "p/call")
+        assert metadata is not None
+        assert metadata.status is MetadataStatus.COMPLETED
+        if is_late:
+            await trio.sleep(1000)
+            engine.register(parent)
+        assert await (await engine.get(parent, "p")).result() == "said"
+        await trio.sleep(1)
+        assert (await engine.metadata(child, "p/call") is None) == (retention == 0)
 
 
 # Crashing again and again ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar, TypeVarTup
 
 import trio
 
+from ._catalog import Catalog
 from ._context import Context
 from ._definition import Workflow
 from ._encoded import Encoded
@@ -23,14 +24,12 @@ from ._errors import (
     SerializationError,
     WorkflowNotFoundError,
 )
-from ._header import InstanceHeader
 from ._history import HistoryEntry, history_of
 from ._ids import IdMaker
 from ._instances import Instances
 from ._invocation import Invocation, StatusStream
 from ._journal import Journal
 from ._keys import check_instance_id, check_key, check_path
-from ._listing import metadata_of
 from ._numbers import is_count, is_number
 from ._records import InstanceStarted
 from ._recovering import Recovery
@@ -77,6 +76,7 @@ class Engine:
         self._shutdown_timeout = shutdown_timeout
         self._recovery = recovery
         self._instances = Instances(services, supervisor)
+        self._catalog = Catalog(services, supervisor, self._instances)
         self._answers = Answers(services, supervisor, self._instances)
         self._resumptions = Resumptions(services, supervisor, self._instances)
         self._removals = removals
@@ -543,7 +543,7 @@ class Engine:
         await trio.lowlevel.checkpoint()
         self._instances.refuse_closed("engine.metadata")
         header = await self._services.store.find(_name_of(workflow), check_instance_id(instance_id))
-        return None if header is None else self._metadata(header)
+        return None if header is None else self._catalog.metadata(header)
 
     async def list_instances(
         self,
@@ -556,6 +556,10 @@ class Engine:
         """
         Return what is recorded of many instances, in the order of their creation. A checkpoint.
 
+        Others get their turn while a long list is made, so instances change meanwhile. One that exists, and matches,
+        from the call to its end is listed, once, as it is at some moment in between. One that begins, is removed, or
+        changes between matching and not, may be or not.
+
         Args:
             workflow: Only instances of this workflow.
             status: Only instances with this status.
@@ -564,6 +568,7 @@ class Engine:
 
         Raises:
             MisuseError: *limit*, *status* or *after* is not what it should be.
+            EngineStoppedError: The engine's block has been left, be it meanwhile.
         """
         if limit is not None and not is_count(limit):
             raise MisuseError(problem=f"limit is {limit!r}; give a number of instances, at least 0, or None for all")
@@ -574,15 +579,8 @@ class Engine:
         await trio.lowlevel.checkpoint()
         self._instances.refuse_closed("engine.list_instances")
         name = None if workflow is None else _name_of(workflow)
-        found: list[WorkflowMetadata] = []
-        for header in await self._services.store.headers(after=0 if after is None else after.number):
-            if limit is not None and len(found) >= limit:
-                break
-            if name is None or header.workflow == name:
-                metadata = self._metadata(header)
-                if status is None or metadata.status is status:
-                    found.append(metadata)
-        return found
+        number = 0 if after is None else after.number
+        return await self._catalog.find(name, status, after=number, limit=limit)
 
     async def history(self, workflow: Workflow[..., Any] | str, instance_id: str) -> list[HistoryEntry]:
         """
@@ -597,11 +595,6 @@ class Engine:
         Return the states of an instance, the current one at once and then each change: see ``StatusStream``.
         """
         return StatusStream(self._instances, _name_of(workflow), check_instance_id(instance_id))
-
-    def _metadata(self, header: InstanceHeader) -> WorkflowMetadata:
-        entry = self._supervisor.known_entry(header.workflow, header.instance_id)
-        run = None if entry is None else entry.run
-        return metadata_of(header, None if run is None or header.status.is_terminal else run.state())
 
     # Stopping ------------------------------------------------------------------------------------------------
 

@@ -167,7 +167,9 @@ async def open_engine(
             block_scope = trio.CancelScope()
             parts = _assemble(settings, opened, nursery, block_scope, fatal)
             supervisor, engine = parts.supervisor, parts.engine
-            supervisor.start_own_tasks(parts.services.timers.run, supervisor.parking.run, parts.removals.run)
+            supervisor.start_own_tasks(
+                parts.services.timers.run, supervisor.parking.run, parts.removals.run, opened.maintain
+            )
             try:
                 with block_scope:
                     for workflow in workflows:
@@ -284,7 +286,7 @@ def _check_settings(default_retry: object, resume_on_start: object, converter: o
 
 async def _log_unregistered(store: OpenStore, supervisor: Supervisor) -> None:
     counts: dict[str, int] = {}
-    for header in await store.headers():
+    for header in await store.live():
         if not header.status.is_terminal and header.workflow not in supervisor.definitions:
             counts[header.workflow] = counts.get(header.workflow, 0) + 1
     if counts:

@@ -4,7 +4,7 @@ Continues what an earlier engine left unfinished: runs it again, or arms the tim
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 
 import trio
 
@@ -18,7 +18,7 @@ from ._services import Services
 from ._states import MetadataStatus
 from ._supervisor import Supervisor
 
-#: Recovered instances are recorded as running in batches of this size, so that no single record holds up the rest.
+#: Instances are looked at, and recorded as running, in batches of this size, so that none holds up the rest for long.
 RECOVERY_BATCH = 1_000
 
 _UNFINISHED = frozenset((MetadataStatus.RUNNING, MetadataStatus.BLOCKED))
@@ -74,31 +74,52 @@ class Recovery:
 
     async def _recover(self, workflows: Collection[str], resumes: bool) -> None:
         await self._removals.watch(workflows)
-        headers = await self._services.store.headers()
-        # A parent that was suspended until one of its children ended, and the process died just then.
-        bereaved = {header.parent_name for header in headers if header.parent is not None and header.status.is_terminal}
+        headers = await self._services.store.live()
+        bereaved = await self._bereaved(headers)
         unfinished: list[InstanceHeader] = []
-        for header in headers:
-            if header.workflow not in workflows:
-                continue
-            if header.status is MetadataStatus.SUSPENDED and not header.cancel_requested:
-                if header.awaits_children and (header.workflow, header.instance_id) in bereaved:
-                    self._supervisor.wake(header)
-                else:
-                    self._supervisor.set_alarm(header)
-            elif resumes and self._is_unfinished(header):
-                unfinished.append(header)
-        for start in range(0, len(unfinished), RECOVERY_BATCH):
+        for batch in _batches(headers):
+            for header in batch:
+                if header.workflow not in workflows:
+                    continue
+                if header.status is MetadataStatus.SUSPENDED and not header.cancel_requested:
+                    self._recover_suspended(header, bereaved)
+                elif resumes and self._is_unfinished(header):
+                    unfinished.append(header)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        for batch in _batches(unfinished):
             if self._supervisor.is_halted:
                 return
-            await self._recover_batch(unfinished[start : start + RECOVERY_BATCH])
+            await self._recover_batch(batch)
+
+    async def _bereaved(self, headers: Sequence[InstanceHeader]) -> Collection[tuple[str, str]]:
+        """
+        Return the names of those that have lost a child: the process may have died before they were told.
+
+        Who ends from here on tells its parent itself.
+        """
+        bereaved: set[tuple[str, str]] = set()
+        for batch in _batches(headers):
+            for header in batch:
+                # Most are no children: to make a name of its parent's costs more than to see that.
+                name = header.parent_name if header.parent is not None and header.status.is_terminal else None
+                if name is not None:
+                    bereaved.add(name)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return bereaved
+
+    def _recover_suspended(self, header: InstanceHeader, bereaved: Collection[tuple[str, str]]) -> None:
+        if header.awaits_children and (header.workflow, header.instance_id) in bereaved:
+            self._supervisor.wake(header)
+            return
+        entry = self._supervisor.known_entry(header.workflow, header.instance_id)
+        if entry is None or not entry.is_live:
+            self._supervisor.set_alarm(header)
 
     def _is_unfinished(self, header: InstanceHeader) -> bool:
         # What ran in this session is none of recovery's business: it runs, or has become Blocked here.
         is_left_over = header.session != self._services.store.session
-        if header.cancel_requested:
-            return is_left_over and not header.status.is_terminal
-        return is_left_over and header.status in _UNFINISHED and not header.needs_resume
+        is_due = header.status in _UNFINISHED or (header.cancel_requested and not header.status.is_terminal)
+        return is_left_over and is_due and not header.needs_resume
 
     async def _recover_batch(self, headers: Iterable[InstanceHeader]) -> None:
         entries: list[Entry] = []
@@ -152,3 +173,8 @@ class Recovery:
                 )
             )
         return records
+
+
+def _batches(headers: Sequence[InstanceHeader]) -> Iterator[Sequence[InstanceHeader]]:
+    for start in range(0, len(headers), RECOVERY_BATCH):
+        yield headers[start : start + RECOVERY_BATCH]

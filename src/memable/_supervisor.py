@@ -71,8 +71,9 @@ class Supervisor:
         self._alarms: dict[int, Timer] = {}
         "Of the instances that are suspended without a run, by number."
         self._entries: WeakValueDictionary[tuple[str, str], Entry] = WeakValueDictionary()
-        self._live: set[Entry] = set()
-        self._active: set[Entry] = set()
+        # Ordered, so that what is told to all is told in the same order each time.
+        self._live: dict[Entry, None] = {}
+        self._active: dict[Entry, None] = {}
         "The live ones that do not wait."
         self._recovering: list[Collection[str]] = []
         "For each recovery under way, the names of its workflows."
@@ -139,8 +140,8 @@ class Supervisor:
         alarm = self._alarms.pop(entry.header.number, None)
         if alarm is not None:
             alarm.cancel()
-        self._live.add(entry)
-        self._active.add(entry)
+        self._live[entry] = None
+        self._active[entry] = None
         self._context.run(self._nursery.start_soon, self._run, entry, journal, is_first, is_wake)
 
     @trio.lowlevel.enable_ki_protection
@@ -213,7 +214,7 @@ class Supervisor:
         entry.run = None
         entry.is_live = False
         entry.ending = None if run is None else run.ending
-        self._live.discard(entry)
+        self._live.pop(entry, None)
         self.parking.update(entry)
         if header.status.is_terminal:
             self._note_end(header, parent)
@@ -227,7 +228,7 @@ class Supervisor:
                 # A signal came while it was being unwound.
                 self.start(entry)
         if not entry.is_live:
-            self._active.discard(entry)
+            self._active.pop(entry, None)
         # Before anybody looks: a parent counts as active as soon as its child has ended.
         entry.notify()
         self._notify()
@@ -259,6 +260,10 @@ class Supervisor:
 
     def _note_end(self, header: InstanceHeader, parent: InstanceHeader | None) -> None:
         """Take note that an instance has become terminal: a parent may wait for it, and retention begins."""
+        alarm = self._alarms.pop(header.number, None)
+        if alarm is not None:
+            # It was cancelled while it was suspended.
+            alarm.cancel()
         if parent is not None and parent.awaits_children:
             self.wake(parent)
         self._on_end(header)
@@ -561,9 +566,9 @@ class Supervisor:
             # A task of somebody else's has noticed only now that the run is over.
             return
         if run.is_waiting:
-            self._active.discard(entry)
+            self._active.pop(entry, None)
         else:
-            self._active.add(entry)
+            self._active[entry] = None
         self.parking.update(entry)
         self._notify()
         entry.notify()
@@ -648,7 +653,7 @@ class Supervisor:
         Tell all runs to unwind, and all who wait for them that they wait in vain.
         """
         self.is_halted = True
-        for entry in self._live:
+        for entry in list(self._live):
             if entry.run is not None:
                 entry.run.cancel("stopping")
         for entry in list(self._entries.values()):
