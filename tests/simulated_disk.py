@@ -15,6 +15,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -65,6 +66,9 @@ class _Inode:
             _redo(stored, offset, chunk)
         self.stored = bytes(stored)
         self.waiting.clear()
+
+    def copy(self) -> _Inode:
+        return _Inode(self.stored, bytearray(self.shown), list(self.waiting))
 
     def after_power_cut(self, choose: Choose) -> _Inode:
         stored = bytearray(self.stored)
@@ -145,6 +149,12 @@ class SimulatedDisk:
     "Directory, what was done in it, under which name, and with which file, since it was synced."
     locked: dict[Path, SimulatedLock] = attrs.field(factory=dict)
     is_off: bool = False
+    is_lying: bool = False
+    "Whether a sync of a file does nothing, and says that it has."
+    on_cut: Callable[[str], object] | None = None
+    "Is told the call in whose stead the power is cut, while all still stands as it is."
+    on_sync: Callable[[Path], object] | None = None
+    "Is told the path of each file that was synced."
 
     # What happens to a disk ----------------------------------------------------------------------------------------
 
@@ -166,7 +176,33 @@ class SimulatedDisk:
         Kill the process; return the disk as the next process finds it: the system lost nothing.
         """
         self.is_off = True
-        return SimulatedDisk(directories=self.directories, shown=self.shown, stored=self.stored, waiting=self.waiting)
+        return SimulatedDisk(
+            directories=self.directories,
+            new_directories=self.new_directories,
+            shown=self.shown,
+            stored=self.stored,
+            waiting=self.waiting,
+        )
+
+    def copy(self) -> SimulatedDisk:
+        """
+        Return another disk that is like this one, and counts its calls from 0.
+        """
+        copies: dict[_Inode | None, _Inode | None] = {None: None}
+
+        def copied(inode: _Inode | None) -> Any:
+            if inode not in copies:
+                assert inode is not None
+                copies[inode] = inode.copy()
+            return copies[inode]
+
+        return SimulatedDisk(
+            directories=set(self.directories),
+            new_directories=set(self.new_directories),
+            shown={path: copied(inode) for path, inode in self.shown.items()},
+            stored={path: copied(inode) for path, inode in self.stored.items()},
+            waiting=[(directory, what, path, copied(inode)) for directory, what, path, inode in self.waiting],
+        )
 
     @classmethod
     def holding(cls, files: dict[Path, bytes]) -> SimulatedDisk:
@@ -213,6 +249,9 @@ class SimulatedDisk:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
         return SimulatedFile(self, self.shown[path])
 
+    def open_to_read(self, path: Path) -> SimulatedFile:
+        return self.open_file(path)
+
     def rename(self, source: Path, target: Path) -> None:
         self.call("rename")
         # One change: a rename happens as a whole.
@@ -257,6 +296,8 @@ class SimulatedDisk:
         number = len(self.calls)
         self.calls.append(name)
         if number == self.cut_at:
+            if self.on_cut is not None:
+                self.on_cut(name)
             self.is_off = True
             raise PowerCutError
         fault = self.faults.get(number) or (self.faults.get(-1) if name == "write" else None)
@@ -307,7 +348,12 @@ class SimulatedFile:
         if fault is not None:
             self.inode.waiting.clear()
             raise OSError(fault.errno, os.strerror(fault.errno))
-        self.inode.sync()
+        if not self.disk.is_lying:
+            self.inode.sync()
+        if self.disk.on_sync is not None:
+            for path, inode in self.disk.shown.items():
+                if inode is self.inode:
+                    self.disk.on_sync(path)
 
     def truncate(self, size: int) -> None:
         self._call("truncate")

@@ -119,7 +119,7 @@ def test_header_of_another_kind_of_file_is_damage(line: bytes):
 
 def test_header_of_a_newer_format_says_so():
     """A newer log is named as such, with both versions, whatever else it holds."""
-    line = b'30fe1e92 {"memable":2,"anything":[]}\n'
-    with pytest.raises(StoreVersionError, match=r"is in format 2, .* up to 1; install a newer release") as caught:
+    line = b'9e968f03 {"memable":3,"anything":[]}\n'
+    with pytest.raises(StoreVersionError, match=r"is in format 3, .* up to 2; install a newer release") as caught:
         decode_header(line, "x")
-    assert (caught.value.found, caught.value.supported) == (2, 1)
+    assert (caught.value.found, caught.value.supported) == (3, 2)

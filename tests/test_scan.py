@@ -15,7 +15,7 @@ from memable._errors import StoreCorruptedError, StoreVersionError
 from memable._frames import frame_batch, seed_of
 from memable._record_json import encode_record
 from memable._records import Record, StepCompleted, StoreClosed, StoreOpened
-from memable._scan import Entry, LogScan
+from memable._scan import Entry, LogScan, record_of
 
 SEED = seed_of("a" * 32)
 START = 100
@@ -36,6 +36,10 @@ def step(seq: int, value: bytes = b"1") -> Record:
 
 def batch(session: int, number: int, *records: Record) -> bytes:
     return b"".join(frame_batch(SEED, session, number, [encode_record(record) for record in records]))
+
+
+def records_of(batches: list[list[Entry]]) -> list[list[Record]]:
+    return [[record_of(entry, "x.log") for entry in found] for found in batches]
 
 
 def scan(log: bytes, chunk_size: int = 1 << 20) -> tuple[LogScan, list[list[Entry]]]:
@@ -68,13 +72,13 @@ def spoiled(part: bytes) -> bytes:
 def test_scan_gives_all_batches_however_the_bytes_come(chunk_size: int):
     """A whole log is read whole, and its end is known."""
     reader, batches = scan(b"".join(SESSION), chunk_size)
-    assert [[entry.record for entry in found] for found in batches] == [
+    assert records_of(batches) == [
         [opened(1)],
         [step(1), step(2)],
         [step(3)],
         [step(4), step(5)],
     ]
-    assert [found[-1].end for found in batches] == ENDS
+    assert [found[-1][6] for found in batches] == ENDS
     assert (reader.good_end, reader.next_batch, reader.session, reader.closed) == (ENDS[-1], 4, 1, False)
     assert (reader.torn_batch_count, reader.last_batch_start, reader.newest_at) == (0, ENDS[-2], 1.0)
 
@@ -248,4 +252,4 @@ def test_any_damage_leaves_a_prefix_or_is_refused(sizes: list[int], chunk_size: 
         _, batches = scan(bytes(log), chunk_size)
     except StoreCorruptedError:
         return
-    assert [[entry.record for entry in found] for found in batches] == written[: len(batches)]
+    assert records_of(batches) == written[: len(batches)]

@@ -27,6 +27,7 @@ from memable import FileStore, InMemoryStore, StorageError, StoreCorruptedError,
 from memable._clock import current_clock
 from memable._states import MetadataStatus
 from memable._store import _committer
+from memable._store._index import HeaderIndex
 from memable._store._protocol import OpenStore, Store
 from memable._store._worker import ThreadWorker
 from sample_records import completed, resumed, retired, start, started, step
@@ -413,7 +414,7 @@ async def test_file_store_is_a_private_readable_directory(path: Path):
     lines = (path / "00000001.log").read_text().splitlines()
     trees = [json.loads(line[line.index("{") :]) for line in lines]
     assert [tree.get("kind") for tree in trees] == [None, "store_opened", "instance_started", "store_closed"]
-    assert (trees[0]["memable"], trees[1]["pid"], trees[2]["instance_id"]) == (1, os.getpid(), "Zoë")
+    assert (trees[0]["memable"], trees[1]["pid"], trees[2]["instance_id"]) == (2, os.getpid(), "Zoë")
     assert trees[0]["store"] == opened.store_id
 
 
@@ -422,10 +423,11 @@ async def test_lock_file_says_who_holds_it(path: Path):
     async with FileStore(path).open(current_clock()):
         text = (path / "lock").read_text()
         note = json.loads(text.splitlines()[0])
-        assert (note["pid"], note["host"], len(text)) == (os.getpid(), socket.gethostname(), 512)
+        assert (note["pid"], note["host"], len(text)) == (os.getpid(), socket.gethostname(), 640)
         assert note["since"].endswith("+00:00")
-    assert (path / "lock").read_text().split() == []
-    assert (path / "lock").stat().st_size == 512
+    left = (path / "lock").read_text().split()
+    assert (int(left[0], 16), json.loads(left[1])) == (zlib.crc32(left[1].encode()), {"tail": 1})
+    assert (path / "lock").stat().st_size == 640
 
 
 async def test_file_store_survives_a_change_of_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -547,17 +549,35 @@ async def test_store_whose_making_was_cut_short_is_made(path: Path, left: list[s
 async def test_newer_log_is_refused(path: Path):
     """A log of a newer format is named as such, before anything else is judged, and left as it is."""
     path.mkdir()
-    (path / "00000001.log").write_bytes(b'30fe1e92 {"memable":2,"anything":[]}\nwhatever\n')
-    await refused(path, StoreVersionError, r"00000001.log: is in format 2, .* install a newer release")
+    (path / "00000001.log").write_bytes(_header(b'{"memable":3,"anything":[]}') + b"whatever\n")
+    await refused(path, StoreVersionError, r"00000001.log: is in format 3, .* install a newer release")
     assert (path / "00000001.log").stat().st_size == 46
 
 
-async def test_log_of_several_files_is_refused(path: Path):
-    """A newer release splits its log: this one does not read half of it."""
-    path.mkdir()
-    for name in ("00000001.log", "00000002.log"):
-        (path / name).touch()
-    await refused(path, StoreVersionError, "00000001.log, 00000002.log, as a newer release makes them")
+@pytest.mark.parametrize("missing", ["00000001.log", "00000002.log"])
+async def test_missing_segment_is_damage(path: Path, missing: str):
+    """A log that lacks a file is refused, whichever it is, and the file is named."""
+    async with FileStore(path, segment_bytes=1024).open(current_clock()) as opened:
+        for _ in range(20):
+            await start(opened)
+    assert len(list(path.glob("*.log"))) > 2
+    (path / missing).unlink()
+    (path / "checkpoint").unlink(missing_ok=True)
+    await refused(
+        path, StoreCorruptedError, f"{missing}: at byte offset 0: segment . is missing, though the log went on"
+    )
+
+
+async def test_missing_last_segment_is_damage(path: Path):
+    """That the last file is missing is known from the lock file, and from the checkpoint if that is gone."""
+    async with FileStore(path, segment_bytes=1024).open(current_clock()) as opened:
+        for _ in range(20):
+            await start(opened)
+    last = max(path.glob("*.log"))
+    last.unlink()
+    await refused(path, StoreCorruptedError, f"{last.name}: at byte offset 0: segment [0-9]+ is missing")
+    (path / "lock").unlink()
+    await refused(path, StoreCorruptedError, f"{last.name}: at byte offset 0: the checkpoint says that it was at least")
 
 
 async def test_log_of_another_number_is_damage(path: Path):
@@ -616,11 +636,11 @@ def test_trio_run_that_breaks_down_leaves_no_thread_behind():
     worker._thread.join()
 
 
-async def test_record_that_slipped_through_stops_the_store(path: Path):
+async def test_record_that_slipped_through_stops_the_store(path: Path, monkeypatch: pytest.MonkeyPatch):
     """If a record that cannot follow got as far as the log, the store stops before it is told to anybody."""
     async with FileStore(path).open(current_clock()) as opened:
         number = await start(opened)
-        opened._committer._admit = lambda records: None  # type: ignore[attr-defined]  # a file store's
+        monkeypatch.setattr(HeaderIndex, "admit", lambda index, records: None)
         with pytest.raises(StorageError, match=r"writing failed: ValueError: record 1 of .* open the store again"):
             await opened.append([started(number)])
     await refused(path, StoreCorruptedError, "record 1 of instance 1 follows record 1")

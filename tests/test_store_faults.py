@@ -384,7 +384,7 @@ def test_failed_sync_is_followed_by_a_copy(fault: dict[str, Fault], caplog: pyte
     assert len(found) in {1, 101}
     assert disk.shown[LOG] is not before
     assert not is_marked(disk)
-    assert "the log was copied to a new file" in caplog.text
+    assert "had failed, so it was copied to a new file" in caplog.text
     for choose in (lose_all, lose_nothing):
         assert run(disk.kill().power_cut(choose), journals) == found
 
@@ -513,7 +513,7 @@ def test_opening_that_fails_anywhere_leaves_a_store_that_opens(error: int):
                 problem = str(exc)
             assert disk.locked == {}
             assert not problem or (problem.startswith("/store") and "; " in problem)
-            if is_opened:
+            if is_opened and len(disk.calls) <= number:
                 break
             disk.faults.clear()
             assert run(disk, journals) == {1: THREE}
@@ -529,9 +529,10 @@ def test_making_a_store_that_fails_anywhere_can_be_repeated(error: int):
         disk = SimulatedDisk(faults={number: Fault(error)})
         try:
             run(disk, write_three)
-            break
         except StorageError:
             assert disk.locked == {}
+        if len(disk.calls) <= number:
+            break
         disk.faults.clear()
         found = run(disk, journals)
         assert found in ({}, *({1: THREE[:size]} for size in (1, 2, 4)))

@@ -55,6 +55,9 @@ class WatchedDisk:
         self.watch(Call("open", "after"))
         return WatchedFile(file, self.watch)
 
+    def open_to_read(self, path: Path) -> DiskFile:
+        return self.inner.open_to_read(path)
+
     def rename(self, source: Path, target: Path) -> None:
         self.watch(Call("rename", "before"))
         self.inner.rename(source, target)

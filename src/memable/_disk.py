@@ -11,9 +11,13 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakSet
 
 import attrs
 
@@ -21,8 +25,11 @@ DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 
 _WRITABLE = os.O_RDWR | os.O_NOFOLLOW
+_READABLE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 #: What a file system answers that has no notion of syncing a directory.
 _CANNOT_SYNC_DIRECTORY = frozenset((errno.EINVAL, errno.ENOTSUP))
+#: What one answers that locks files only.
+_CANNOT_LOCK_DIRECTORY = frozenset((errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS))
 
 
 class DiskFile(Protocol):
@@ -135,6 +142,12 @@ class Disk(Protocol):
         """
         ...
 
+    def open_to_read(self, path: Path) -> DiskFile:
+        """
+        Open a file for reading only. Nothing of it is changed, not even its mode; a pipe is not waited for.
+        """
+        ...
+
     def rename(self, source: Path, target: Path) -> None:
         """
         Give a file another name, in place of what has that name.
@@ -155,7 +168,11 @@ class Disk(Protocol):
 
     def lock(self, path: Path) -> DiskLock:
         """
-        Lock the file *path*, which is created if missing.
+        Lock the file *path*, which is created if missing, and the directory that it is in.
+
+        The directory is locked as well because a lock file can be removed while it is locked, and another one be made
+        and locked in its place; a directory cannot, as long as anything is in it. Until the lock is released, whatever
+        is done here with a path in that directory is done in the locked one, whatever has become of the path.
 
         Raises:
             BlockingIOError: Somebody else holds it, in this process or another.
@@ -189,7 +206,7 @@ class RealFile:
         """
         Return the file's length in bytes.
         """
-        found = os.fstat(self._live())
+        found = os.fstat(self.live_fd())
         if not found.st_nlink:
             # What is appended to it would be gone with its last descriptor.
             raise OSError(errno.ENOLCK, "the file was removed or replaced while it was open")
@@ -200,7 +217,7 @@ class RealFile:
         Return *size* bytes from *offset* on, fewer only at the end of the file.
         """
         parts: list[bytes] = []
-        while size > 0 and (part := os.pread(self._live(), size, offset)):
+        while size > 0 and (part := os.pread(self.live_fd(), size, offset)):
             parts.append(part)
             offset += len(part)
             size -= len(part)
@@ -210,7 +227,7 @@ class RealFile:
         """
         Write at *offset*, and return how many bytes were written.
         """
-        return os.pwrite(self._live(), chunk, offset)
+        return os.pwrite(self.live_fd(), chunk, offset)
 
     def sync(self) -> None:
         """
@@ -218,20 +235,20 @@ class RealFile:
         """
         if sys.platform == "darwin":  # pragma: no cover - has no tests of its own
             try:
-                fcntl.fcntl(self._live(), fcntl.F_FULLFSYNC)
+                fcntl.fcntl(self.live_fd(), fcntl.F_FULLFSYNC)
             except OSError as exc:
                 # A file system that cannot do it says so; any other failure is one of the disk.
                 if exc.errno not in {errno.ENOTSUP, errno.ENOTTY, errno.EINVAL}:
                     raise
-                os.fsync(self._live())
+                os.fsync(self.live_fd())
         else:
-            os.fdatasync(self._live())
+            os.fdatasync(self.live_fd())
 
     def truncate(self, size: int) -> None:
         """
         Cut the file to *size* bytes.
         """
-        os.ftruncate(self._live(), size)
+        os.ftruncate(self.live_fd(), size)
 
     def close(self) -> None:
         """
@@ -241,27 +258,38 @@ class RealFile:
         if fd >= 0:
             os.close(fd)
 
-    def _live(self) -> int:
+    def live_fd(self) -> int:
+        """
+        Return its descriptor. ``OSError`` if it is closed.
+        """
         if self.fd < 0:
             raise OSError(errno.EBADF, "the file is closed")
         return self.fd
 
 
-#: The locks that this process holds, by device and inode of the locked file. It belongs to the process because the
-#: locks do: some systems grant a process the same lock twice, and a forked child must let go of what it inherits.
-_held_locks: dict[tuple[int, int], RealLock] = {}
-_fork_hook_is_set = False
+_Identity = tuple[int, int]
+"Device and inode."
+
+#: The locks that this process holds, each by the identity of its directory and by that of its file. It belongs to the
+#: process because the locks do: a forked child must let go of what it inherits.
+_held_locks: dict[_Identity, RealLock] = {}
+#: Held while a lock is taken, and while this process forks: a child never inherits a lock that is not yet noted above,
+#: which it would keep when its parent dies. Reentrant, as a handler of a signal may fork.
+_taking = threading.RLock()
+_fork_hooks_are_set = False
 
 
 @attrs.define(eq=False)
 class RealLock:
     """
-    A lock on a file of the operating system.
+    A lock on a file of the operating system, and on the directory that it is in.
     """
 
     file: RealFile
+    _directory: RealFile
     _path: Path
-    _identity: tuple[int, int]
+    identities: tuple[_Identity, _Identity]
+    "Of the directory and of the file."
     _disk: RealDisk
     is_held: bool = True
 
@@ -269,9 +297,13 @@ class RealLock:
         """
         Make sure that the locked file is the one at its path.
         """
-        found = self._path.stat()
-        if not self.is_held or (found.st_dev, found.st_ino) != self._identity:
-            raise OSError(errno.ENOLCK, "the lock is lost: another file is at its path")
+        try:
+            found = _identity_of(self._path.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if not self.is_held or found != self.identities[1]:
+            what = "there is no file" if found is None else "another file is"
+            raise OSError(errno.ENOLCK, f"the lock is lost: {what} at its path")
 
     def release(self) -> None:
         """
@@ -279,10 +311,13 @@ class RealLock:
         """
         if self.is_held:
             self.is_held = False
-            del _held_locks[self._identity]
-            # Closing alone would leave it locked while a child that is just being forked has a copy.
-            fcntl.flock(self.file.fd, fcntl.LOCK_UN)
-            self.file.close()
+            for identity in self.identities:
+                del _held_locks[identity]
+            self._disk.forget_directory(self._path.parent)
+            for file in (self.file, self._directory):
+                # Closing alone would leave it locked while a child that is just being forked has a copy.
+                fcntl.flock(file.fd, fcntl.LOCK_UN)
+                file.close()
 
     def disable(self) -> None:
         """
@@ -292,10 +327,15 @@ class RealLock:
         self._disk.close_all()
 
 
+def _identity_of(found: os.stat_result) -> _Identity:
+    return found.st_dev, found.st_ino
+
+
 def _disable_in_child() -> None:
-    for lock in list(_held_locks.values()):
+    for lock in set(_held_locks.values()):
         lock.disable()
     _held_locks.clear()
+    _taking.release()
 
 
 @attrs.define(eq=False)
@@ -304,7 +344,10 @@ class RealDisk:
     The operating system's files.
     """
 
-    _files: list[RealFile] = attrs.field(factory=list[RealFile], init=False)
+    _files: WeakSet[RealFile] = attrs.field(factory=WeakSet[RealFile], init=False)
+    "Those that are open, among others."
+    _locked: dict[Path, RealFile] = attrs.field(factory=dict[Path, RealFile], init=False)
+    "The directories that are locked here, by their paths."
 
     def make_directory(self, path: Path) -> bool:
         """
@@ -328,59 +371,88 @@ class RealDisk:
         """
         Return the names of what is in the directory *path*, sorted.
         """
-        return sorted(entry.name for entry in path.iterdir())
+        # A descriptor is no path for `pathlib`.
+        return sorted(os.listdir(self._locked[path].live_fd() if path in self._locked else path))  # noqa: PTH208
 
     def open_file(self, path: Path, *, create: bool = False) -> RealFile:
         """
         Open a file for reading and writing. Its descriptor is not inherited by programs that are executed.
         """
-        if not create:
-            # Whatever somebody added since it was made. Of another user's file the mode is theirs to choose.
-            with contextlib.suppress(PermissionError):
-                path.chmod(FILE_MODE)
         return self._open(path, os.O_CREAT | os.O_EXCL if create else 0)
+
+    def open_to_read(self, path: Path) -> RealFile:
+        """
+        Open a file for reading only. Nothing of it is changed, not even its mode; a pipe is not waited for.
+        """
+        name, directory_fd = self._at(path)
+        with _naming(path):
+            file = self._keep(os.open(name, _READABLE, dir_fd=directory_fd))
+            try:
+                _check_kind(os.fstat(file.fd))
+            except BaseException:
+                file.close()
+                raise
+        return file
 
     def rename(self, source: Path, target: Path) -> None:
         """
         Give a file another name, in place of what has that name.
         """
-        source.replace(target)
+        (old, old_fd), (new, new_fd) = self._at(source), self._at(target)
+        with _naming(source):
+            os.replace(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
 
     def remove(self, path: Path) -> None:
         """
         Remove a file.
         """
-        path.unlink()
+        name, fd = self._at(path)
+        with _naming(path):
+            os.unlink(name, dir_fd=fd)
 
     def sync_directory(self, path: Path) -> None:
         """
         Return when all that was created, renamed and removed in the directory *path* is so on the disk.
         """
-        fd = os.open(path, os.O_RDONLY)
+        directory = self._locked.get(path)
+        fd = os.open(path, os.O_RDONLY) if directory is None else directory.live_fd()
         try:
             os.fsync(fd)
         except OSError as exc:
             if exc.errno not in _CANNOT_SYNC_DIRECTORY:
                 raise
         finally:
-            os.close(fd)
+            if directory is None:
+                os.close(fd)
 
     def lock(self, path: Path) -> RealLock:
         """
-        Lock the file *path*, which is created if missing.
+        Lock the file *path*, which is created if missing, and its directory.
         """
-        _set_fork_hook()
-        while True:
-            file = self._open(path, os.O_CREAT)
-            try:
-                lock = self._lock(path, file)
-            except BaseException:
-                file.close()
-                raise
-            if lock is not None:
-                return lock
-            # Somebody put another file at the path meanwhile: that one is to be locked.
-            file.close()
+        _set_fork_hooks()
+        with _taking:
+            if path.parent in self._locked:
+                raise BlockingIOError(errno.EWOULDBLOCK, "locked by this process", str(path))
+            while True:
+                directory = self._keep(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY))
+                file: RealFile | None = None
+                try:
+                    own = _take(directory, path)
+                    file = self._open(path, os.O_CREAT, directory)
+                    lock = self._lock(path, directory, own, file)
+                except BaseException:
+                    _close_both(file, directory)
+                    raise
+                if lock is not None:
+                    return lock
+                # Somebody put another file or directory at the path meanwhile: that one is to be locked.
+                _close_both(file, directory)
+
+    def forget_directory(self, path: Path) -> None:
+        """
+        Take paths in that directory by their whole length again: its lock is released.
+        """
+        del self._locked[path]
 
     def close_all(self) -> None:
         """
@@ -388,39 +460,88 @@ class RealDisk:
         """
         for file in self._files:
             file.close()
-        self._files.clear()
 
-    def _lock(self, path: Path, file: RealFile) -> RealLock | None:
-        found = os.fstat(file.fd)
-        identity = (found.st_dev, found.st_ino)
-        if identity in _held_locks:
-            raise BlockingIOError(errno.EWOULDBLOCK, "locked by this process", str(path))
-        fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        lock = RealLock(file, path, identity, self)
+    def _lock(self, path: Path, directory: RealFile, own: _Identity, file: RealFile) -> RealLock | None:
+        """Return the lock, or None if what is at the path has changed. The directory, known as *own*, is locked."""
+        lock = RealLock(file, directory, path, (own, _take(file, path)), self)
         try:
             lock.check()
         except OSError:
             return None
-        _held_locks[identity] = lock
+        _held_locks.update(dict.fromkeys(lock.identities, lock))
+        self._locked[path.parent] = directory
         return lock
 
-    def _open(self, path: Path, flags: int) -> RealFile:
-        fd = os.open(path, _WRITABLE | flags, FILE_MODE)
-        file = RealFile(fd)
-        try:
-            if flags & os.O_CREAT and os.fstat(fd).st_size == 0:
-                # Whatever the umask took away.
-                os.fchmod(fd, FILE_MODE)
-        except BaseException:
-            file.close()
-            raise
-        self._files.append(file)
+    def _open(self, path: Path, flags: int, directory: RealFile | None = None) -> RealFile:
+        name, directory_fd = self._at(path) if directory is None else (path.name, directory.live_fd())
+        with _naming(path):
+            file = self._keep(os.open(name, _WRITABLE | flags, FILE_MODE, dir_fd=directory_fd))
+            try:
+                found = os.fstat(file.fd)
+                _check_kind(found)
+                # What is locked may turn out to be another program's, unless it is empty.
+                is_ours = not flags & os.O_CREAT or found.st_size == 0
+                if is_ours and stat.S_IMODE(found.st_mode) != FILE_MODE:
+                    # Whatever the umask took away, or somebody added. Of another user's file the mode is theirs.
+                    with contextlib.suppress(PermissionError):
+                        os.fchmod(file.fd, FILE_MODE)
+            except BaseException:
+                file.close()
+                raise
         return file
 
+    def _keep(self, fd: int) -> RealFile:
+        file = RealFile(fd)
+        self._files.add(file)
+        return file
 
-def _set_fork_hook() -> None:
+    def _at(self, path: Path) -> tuple[str, int | None]:
+        """Return what to call *path*, and the descriptor of the locked directory that it is called that in, if any."""
+        directory = self._locked.get(path.parent)
+        return (str(path), None) if directory is None else (path.name, directory.live_fd())
+
+
+def _take(file: RealFile, path: Path) -> _Identity:
+    """Lock an open file or directory, for *path* to be locked; return its identity."""
+    found = os.fstat(file.fd)
+    identity = _identity_of(found)
+    # Some systems grant a process the same lock twice.
+    if identity in _held_locks:
+        raise BlockingIOError(errno.EWOULDBLOCK, "locked by this process", str(path))
+    try:
+        fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        # Then the lock file alone excludes others.
+        if not stat.S_ISDIR(found.st_mode) or exc.errno not in _CANNOT_LOCK_DIRECTORY:
+            raise
+    return identity
+
+
+def _check_kind(found: os.stat_result) -> None:
+    """Refuse a directory, a pipe or a device in the place of a file."""
+    if not stat.S_ISREG(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is no ordinary file")
+
+
+def _close_both(file: RealFile | None, directory: RealFile) -> None:
+    if file is not None:
+        file.close()
+    directory.close()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have an error tell the whole path, not only the name within a locked directory."""
+    try:
+        yield
+    except OSError as exc:
+        exc.filename = str(path)
+        raise
+
+
+def _set_fork_hooks() -> None:
     """Have forked children disabled, from the first lock on: nothing is set up by an import."""
-    global _fork_hook_is_set  # noqa: PLW0603 - a hook cannot be taken back, so it is set once per process
-    if not _fork_hook_is_set:
-        os.register_at_fork(after_in_child=_disable_in_child)
-        _fork_hook_is_set = True
+    global _fork_hooks_are_set  # noqa: PLW0603 - hooks cannot be taken back, so they are set once per process
+    if not _fork_hooks_are_set:
+        _fork_hooks_are_set = True
+        os.register_at_fork(before=_taking.acquire, after_in_parent=_taking.release, after_in_child=_disable_in_child)

@@ -1,7 +1,7 @@
 """
 Records to the lines of a log and back: each line says where it belongs, and proves that it is intact.
 
-A log's file is text. Its first line is the segment's header. Each further line is a record::
+A log is a row of files, its segments. A segment is text. Its first line is its header. Each further line is a record::
 
     1f2e0a44 3.17.0+ {"kind":"step_completed","instance":12,...}
     (checksum) (session).(batch).(index)(mark) (record)
@@ -12,45 +12,117 @@ line. So a line that was moved, cut, or left over from another file, store or se
 due; a batch is whole if and only if its lines follow each other from index 0 to the one marked ``;``; and no length
 stands anywhere whose damage could hide what follows. JSON has no raw line break, so a line is a record.
 
-The header's line has the same shape in every future release, so that an older one can tell that it is too old.
+The header's line has the same shape in every future release, so that an older one can tell that it is too old. It says
+what the log was when the segment began, so that each segment can be read, and checked, by itself.
+
+A compacted segment stands for one or more whole ones. It holds those of their lines that are still needed, as they
+were, and behind them lines that map the old places to the new ones::
+
+    5b1c77e0 {"kept":[1,183,512,1,1400,96]}
+    (checksum) (segment, offset and length of each stretch of lines that was kept, in order)
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from zlib import crc32
 
 import attrs
 
 from ._errors import StoreCorruptedError, StoreVersionError
-from ._json import dumps, loads
+from ._json import JSON, dumps, loads
+
+T = TypeVar("T")
 
 #: The format that this release writes, and the newest that it reads.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: No prefix of a line is longer than this; what is longer need not be looked at.
 MAX_PREFIX_BYTES = 64
 
-_PREFIX = re.compile(rb"([0-9a-f]{8}) ([0-9]{1,12})\.([0-9]{1,18})\.([0-9]{1,12})([+;]) ")
+#: What stands before a record: checksum, session, batch, index, mark.
+PREFIX = re.compile(rb"([0-9a-f]{8}) ([0-9]{1,12})\.([0-9]{1,18})\.([0-9]{1,12})([+;]) ")
 #: Where a line may begin inside a damaged one. In a JSON string the quotes are escaped, so no record's text matches.
-_LINE_START = re.compile(_PREFIX.pattern + rb'\{"kind":"')
+_LINE_START = re.compile(PREFIX.pattern + rb'\{"kind":"')
 _HEADER = re.compile(rb"([0-9a-f]{8}) (\{\"memable\":.*\})", re.DOTALL)
+_KEPT = re.compile(rb"([0-9a-f]{8}) (\{\"kept\":\[[0-9,]*\]\})")
+#: So many stretches are mapped in one line, so that lines stay short.
+_STRETCHES_PER_LINE = 1_000
+
+
+@attrs.frozen
+class LogState:
+    """
+    What a log has come to at the border between two segments.
+    """
+
+    session: int = 0
+    "The newest session that began before."
+    closed: bool = True
+    "Whether that session was closed in order."
+    durability: str = "fsync"
+    "How that session's batches were made durable."
+    crashed: tuple[int, ...] = ()
+    "Of the sessions before it, those that were not closed in order, and in which an unfinished instance last ran."
+    next_batch: int = 0
+    "Number of the batch that is due."
+    newest_at: float = 0.0
+    "The latest time in any record."
+    last_number: int = 0
+    "The greatest number that an instance was given."
+
+
+@attrs.frozen
+class Compacted:
+    """
+    What the header of a compacted segment says beside.
+    """
+
+    through: int
+    "The last segment that it stands for."
+    generation: int
+    "Counts the compactions of the same segments, from 1."
+    lines: int
+    "How many records it holds."
+    size: int
+    "How many bytes these take, line breaks included."
 
 
 @attrs.frozen
 class SegmentHeader:
     """
-    What the first line of a log's file says.
+    What the first line of a segment says.
     """
 
     store_id: str
     "The store's random id: 32 hexadecimal digits."
     segment: int
-    "The file's number, from 1."
+    "The segment's number, from 1; of a compacted one, the first that it stands for."
     created_at: float
     "When the file was made."
+    durability: str | None = None
+    "How its batches are made durable; None in format 1, where sessions alone say so."
+    state: LogState = LogState()
+    "What the log was when the segment began."
+    compacted: Compacted | None = None
+    "Set if it stands for other segments."
+    version: int = FORMAT_VERSION
+    "The format that it is written in."
+
+
+class Stretch(NamedTuple):
+    """
+    Neighbouring lines that a compacted segment has kept.
+    """
+
+    segment: int
+    "The segment that they were written to first."
+    offset: int
+    "Where in it they began."
+    length: int
+    "How many bytes they have."
 
 
 class Line(NamedTuple):
@@ -70,22 +142,24 @@ class Line(NamedTuple):
 
 def encode_header(header: SegmentHeader) -> bytes:
     """
-    Return the first line of a log's file, line break included.
+    Return the first line of a segment, line break included.
     """
-    text = dumps(
-        {
-            "memable": FORMAT_VERSION,
-            "store": header.store_id,
-            "segment": header.segment,
-            "created_at": header.created_at,
-        }
-    )
-    return b"%08x %b\n" % (crc32(text), text)
+    tree: dict[str, Any] = {
+        "memable": FORMAT_VERSION,
+        "store": header.store_id,
+        "segment": header.segment,
+        "created_at": header.created_at,
+        "durability": header.durability,
+        "state": attrs.asdict(header.state, value_serializer=_plain),
+    }
+    if header.compacted is not None:
+        tree["compacted"] = attrs.asdict(header.compacted)
+    return _sealed(dumps(tree))
 
 
 def decode_header(line: bytes, location: str) -> SegmentHeader:
     """
-    Return what a file's first line says.
+    Return what a segment's first line says.
 
     Args:
         line: The line, with or without its line break.
@@ -114,7 +188,63 @@ def decode_header(line: bytes, location: str) -> SegmentHeader:
             found=version,
             supported=FORMAT_VERSION,
         )
-    return SegmentHeader(store_id=tree["store"], segment=tree["segment"], created_at=tree["created_at"])
+    compacted = tree.get("compacted")
+    return SegmentHeader(
+        store_id=tree["store"],
+        segment=tree["segment"],
+        created_at=tree["created_at"],
+        durability=tree.get("durability"),
+        state=_structured(LogState, tree.get("state", {})),
+        compacted=None if compacted is None else _structured(Compacted, compacted),
+        version=version,
+    )
+
+
+def encode_stretches(stretches: Sequence[Stretch]) -> bytes:
+    """
+    Return the lines that map old places to new ones, line breaks included.
+    """
+    lines: list[bytes] = []
+    for start in range(0, len(stretches), _STRETCHES_PER_LINE):
+        numbers: list[JSON] = []
+        for stretch in stretches[start : start + _STRETCHES_PER_LINE]:
+            numbers.extend(stretch)
+        lines.append(_sealed(dumps({"kept": numbers})))
+    return b"".join(lines)
+
+
+def decode_stretches(line: bytes) -> list[Stretch] | None:
+    """
+    Return what one of those lines says if it is intact, else None.
+
+    Args:
+        line: The line, without its line break.
+    """
+    found = _KEPT.fullmatch(line)
+    if found is None or int(found[1], 16) != crc32(found[2]):
+        return None
+    numbers = cast("dict[str, list[int]]", loads(found[2]))["kept"]
+    return [Stretch(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
+
+
+def _sealed(text: bytes) -> bytes:
+    return b"%08x %b\n" % (crc32(text), text)
+
+
+def _plain(_owner: object, _field: object, value: Any) -> Any:
+    return list(cast("tuple[int, ...]", value)) if isinstance(value, tuple) else value
+
+
+def _structured(cls: type[T], tree: dict[str, Any]) -> T:
+    """Return an object of what is known of *tree*: later releases may say more."""
+    known = {field.name for field in attrs.fields(cast("type[Any]", cls))}
+    return cls(
+        **{
+            name: tuple(cast("list[int]", value)) if isinstance(value, list) else value
+            for name, value in tree.items()
+            if name in known
+        }
+    )
 
 
 def seed_of(store_id: str) -> int:
@@ -150,7 +280,7 @@ def parse_line(line: bytes, seed: int) -> Line | None:
         line: The line, without its line break.
         seed: What ``seed_of`` the store's id is.
     """
-    found = _PREFIX.match(line)
+    found = PREFIX.match(line)
     if found is None:
         return None
     stored, session, batch, index, mark = found.groups()

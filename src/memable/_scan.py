@@ -1,51 +1,110 @@
 """
-Reads a log's lines, in order and in one pass, and tells a torn tail from damage.
+Reads a segment's lines, in order and in one pass, and tells a torn tail from damage.
 
 Decided here: what may be believed. A batch is yielded when all of it has been seen to be intact and to be the next one
-due. At the first line that is not, believing ends; what follows is only searched for proof that the bad bytes were
-once good. In a session that syncs each batch, a batch is written only after the one before it is durable: an intact
-line of a later batch is proof. In a session that leaves syncing to the system (``os``), a power cut may leave holes
-anywhere, so only the line that closes the session is proof, which is written after a sync of all before it. So is any
-line of a later session, in either mode. With proof it is damage, and nothing may be changed. Without, it is what a
-crash leaves: a torn tail, from the beginning of the first batch that is not whole.
+due. At the first line that is not, believing ends. In a segment that has a successor that is damage: it was synced
+before the next one was made. In the last segment, what follows is only searched for proof that the bad bytes were once
+good. In a session that syncs each batch, a batch is written only after the one before it is durable: an intact line of
+a later batch is proof. In a session that leaves syncing to the system (``os``), a power cut may leave holes anywhere,
+so only the line that closes the session is proof, which is written after a sync of all before it. So is any line of a
+later session, in either mode. With proof it is damage, and nothing may be changed. Without, it is what a crash leaves:
+a torn tail, from the beginning of the first batch that is not whole.
 
 Lines of an earlier session, or of the batch that was due, prove nothing: they can be left-overs.
+
+A compacted segment was whole before it had its name: whatever is wrong with it is damage.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import NamedTuple, NoReturn
+from typing import NoReturn, TypeAlias
+from zlib import crc32
 
 import attrs
 
 from ._errors import StoreCorruptedError, StoreVersionError
-from ._frames import FORMAT_VERSION, MAX_PREFIX_BYTES, Line, find_line_start, parse_line
+from ._frames import FORMAT_VERSION, MAX_PREFIX_BYTES, PREFIX, Line, LogState, find_line_start, parse_line
 from ._record_json import UnknownRecordError, decode_record
-from ._records import Record, StoreClosed, StoreOpened
+from ._records import INSTANCE_RECORDS, Record, StoreClosed, StoreOpened
 
 #: What batches may be assumed to have been: synced one by one, or whenever the system liked.
 DURABILITIES = ("fsync", "os")
 _CLOSING = b'{"kind":"store_closed"'
+#: A line with a record of an instance, as this release writes it: what comes first of each is enough for most.
+_RECORD = re.compile(PREFIX.pattern + rb'\{"kind":"([a-z_]+)","instance":([0-9]+),"seq":([0-9]+),"at":([-+.0-9e]+)[,}]')
+_KINDS = frozenset(cls.kind.encode() for cls in INSTANCE_RECORDS)
 
-WAY_OUT = "no crash explains this; nothing was changed: keep a copy of the store, and restore it from a backup"
+WAY_OUT = (
+    "no crash explains this; nothing was changed: `memable verify` lists all faults, `memable repair` makes a copy "
+    "with what is intact, or restore the store from a backup"
+)
 
 
-class Entry(NamedTuple):
+Entry: TypeAlias = tuple[bytes, bytes, int, int, float, int, int]
+"""
+An intact line: all of it, its kind, the number of its instance, its sequence number, its time, and where in the file it
+begins and ends. Number and sequence number are 0 for the records of the store. A plain tuple, since recovery makes one
+for each line there is; whoever needs the record itself decodes it with ``record_of``.
+"""
+
+
+def record_of(entry: Entry, location: str) -> Record:
     """
-    A record, and where in the file it stands. A named tuple: recovery makes one for each record there is.
-    """
+    Return the record in a line.
 
-    record: Record
-    start: int
-    end: int
-    "Just after its line break."
+    Raises:
+        StoreVersionError: It is intact, but of a shape that this release does not know.
+    """
+    line, start = entry[0], entry[5]
+    return _decode(line[line.index(b"{") :], location, start)
+
+
+def entry_of(line: bytes, text: bytes, location: str, start: int, end: int) -> Entry:
+    """
+    Return the entry of a line that is intact.
+
+    Args:
+        line: The line, without its line break.
+        text: The record's JSON in it.
+        location: What to call the file in an error.
+        start: Where in the file it begins.
+        end: Where it ends.
+
+    Raises:
+        StoreVersionError: Its record is of a kind or shape that this release does not know.
+    """
+    found = _RECORD.match(line)
+    if found is not None and found[6] in _KINDS:
+        return (line, found[6], int(found[7]), int(found[8]), float(found[9]), start, end)
+    return _entry(_decode(text, location, start), line, start, end)
+
+
+def _entry(record: Record, line: bytes, start: int, end: int) -> Entry:
+    number, seq = (0, 0) if isinstance(record, StoreOpened | StoreClosed) else (record.instance, record.seq)
+    return (line, record.kind.encode(), number, seq, record.at, start, end)
+
+
+def _decode(text: bytes, location: str, start: int) -> Record:
+    try:
+        return decode_record(text)
+    except UnknownRecordError as exc:
+        raise StoreVersionError(
+            location=location,
+            problem=(
+                f"the record at byte offset {start} is intact, but unknown to this release of memable: {exc}; "
+                f"install the release that wrote it, or a newer one"
+            ),
+            found=FORMAT_VERSION,
+            supported=FORMAT_VERSION,
+        ) from exc
 
 
 @attrs.define
 class LogScan:
     """
-    The reader of one log: takes its bytes as they come, gives its batches.
+    The reader of one segment: takes its bytes as they come, gives its batches.
     """
 
     _location: str
@@ -54,6 +113,8 @@ class LogScan:
     "What ``seed_of`` the store's id is."
     good_end: int
     "The offset behind the last whole batch, or behind the header."
+    is_sealed: bool = False
+    "Whether it has a successor, so that nothing in it can be torn."
     session: int = 0
     "The newest session that the log knows of."
     durability: str = DURABILITIES[0]
@@ -67,7 +128,7 @@ class LogScan:
     newest_at: float = 0.0
     "The latest time in any record."
     last_batch_start: int = 0
-    "Where the last whole batch begins; 0 if there is none."
+    "Where in this segment the last whole batch begins; 0 if there is none."
     _offset: int = attrs.field(init=False)
     "Where the bytes that are not yet looked at begin."
     _pending: list[bytes] = attrs.field(factory=list[bytes], init=False)
@@ -82,6 +143,45 @@ class LogScan:
 
     def __attrs_post_init__(self) -> None:
         self._offset = self.good_end
+
+    @classmethod
+    def at(cls, location: str, seed: int, offset: int, state: LogState, *, is_sealed: bool = False) -> LogScan:
+        """
+        Return a reader that begins within a log.
+
+        Args:
+            location: What to call the file in an error.
+            seed: What ``seed_of`` the store's id is.
+            offset: Where in the file the bytes that it is given begin: at the beginning of a batch.
+            state: What the log has come to there.
+            is_sealed: Whether the segment has a successor.
+        """
+        return cls(
+            location,
+            seed,
+            offset,
+            is_sealed,
+            session=state.session,
+            durability=state.durability,
+            closed=state.closed,
+            crashed=set(state.crashed),
+            next_batch=state.next_batch,
+            newest_at=state.newest_at,
+        )
+
+    def state(self, last_number: int) -> LogState:
+        """
+        Return what the log has come to at ``good_end``.
+        """
+        return LogState(
+            session=self.session,
+            closed=self.closed,
+            durability=self.durability,
+            crashed=tuple(sorted(self.crashed)),
+            next_batch=self.next_batch,
+            newest_at=self.newest_at,
+            last_number=last_number,
+        )
 
     @property
     def torn_batch_count(self) -> int:
@@ -107,21 +207,46 @@ class LogScan:
             lines[0] = b"".join([*self._pending, lines[0]])
             self._pending.clear()
         self._hopeless = False
+        match, seed, partial = _RECORD.match, self._seed, self._partial
         for line in lines:
             start = self._offset
-            self._offset = start + len(line) + 1
+            end = self._offset = start + len(line) + 1
+            found = match(line)
+            if found is not None and self._bad_from is None and not self.closed:
+                # The usual line, quickly: recovery may see millions of them.
+                stored, session, number_in_log, index, mark, kind, number, seq, at = found.groups()
+                if (
+                    int(number_in_log) == self.next_batch
+                    and int(session) == self.session
+                    and int(index) == len(partial)
+                    and kind in _KINDS
+                    and int(stored, 16) == crc32(line[9:], seed)
+                ):
+                    time = float(at)
+                    self.newest_at = max(self.newest_at, time)
+                    partial.append((line, kind, int(number), int(seq), time, start, end))
+                    if mark == b";":
+                        yield self._end_batch()
+                        partial = self._partial
+                    continue
             if (batch := self._take(line, start)) is not None:
                 yield batch
+            partial = self._partial
         if rest:
             self._keep(rest)
 
     def finish(self) -> None:
         """
         Take note that no more bytes follow.
+
+        Raises:
+            StoreCorruptedError: The segment has a successor, and ends within a batch.
         """
         if self._pending:
             self._distrust(self._offset)
             self._pending.clear()
+        if self.is_sealed and self._partial:
+            self._refuse(self.good_end, f"the segment ends within batch {self.next_batch}, though another one follows")
 
     def _keep(self, chunk: bytes) -> None:
         """Hold the beginning of a line until its end comes; but of what cannot be a line, only its last bytes."""
@@ -159,28 +284,16 @@ class LogScan:
         return None
 
     def _accept(self, line: Line, start: int) -> list[Entry] | None:
-        try:
-            record = decode_record(line.text)
-        except UnknownRecordError as exc:
-            raise StoreVersionError(
-                location=self._location,
-                problem=(
-                    f"the record at byte offset {start} is intact, but unknown to this release of memable: {exc}; "
-                    f"install the release that wrote it, or a newer one"
-                ),
-                found=FORMAT_VERSION,
-                supported=FORMAT_VERSION,
-            ) from exc
+        record = _decode(line.text, self._location, start)
         self._check_session(line, record, start)
-        entry = Entry(record, start, self._offset)
         self.newest_at = max(self.newest_at, record.at)
-        if not line.is_last:
-            self._partial.append(entry)
-            return None
-        batch = [*self._partial, entry]
-        self._partial.clear()
+        self._partial.append(_entry(record, line.text, start, self._offset))
+        return self._end_batch() if line.is_last else None
+
+    def _end_batch(self) -> list[Entry]:
+        batch, self._partial = self._partial, []
         self.next_batch += 1
-        self.last_batch_start = batch[0].start
+        self.last_batch_start = batch[0][5]
         self.good_end = self._offset
         return batch
 
@@ -227,6 +340,10 @@ class LogScan:
             self._torn_batches.add(line.batch)
 
     def _distrust(self, start: int) -> None:
+        if self.is_sealed:
+            self._refuse(
+                start, f"batch {self.next_batch} is damaged or missing in a segment that was complete and durable"
+            )
         if self._bad_from is None:
             self._bad_from = start
 

@@ -8,6 +8,7 @@ more has queued up meanwhile, the next batch goes.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,11 +17,18 @@ import attrs
 import trio
 
 from .._errors import StorageError
+from .._frames import LogState
 from .._record_json import encode_record
-from .._records import InstanceRecord
-from ._failures import storage_error
-from ._tail import LogTail
+from .._records import InstanceRecord, StoreClosed, StoreOpened
+from .._segments import segment
+from .._spans import length_of
+from ._failures import is_no_room, storage_error
+from ._index import HeaderIndex
+from ._space import Space
+from ._tail import Appended, LogTail
 from ._worker import Worker, run_job, wait_uncancellably
+
+logger = logging.getLogger("memable")
 
 #: A batch is closed at this size, so that one sync never has to wait for much; a larger record is a batch of its own.
 MAX_BATCH_BYTES = 8 * 1024 * 1024
@@ -47,14 +55,16 @@ class Committer:
 
     _tail: LogTail
     _worker: Worker
-    _location: str
-    "The log, in messages."
-    _sync: bool
-    "Whether each batch is synced."
-    _admit: Callable[[Sequence[InstanceRecord]], None]
-    "Is asked before records are queued; raises ValueError if they cannot follow."
-    _fold: Callable[[InstanceRecord, int, int], None]
-    "Is told each durable record, and where its line begins and ends."
+    _index: HeaderIndex
+    "Is asked before records are queued, and told each that is durable."
+    _space: Space
+    "Is told how long the log's files are."
+    state: LogState
+    "What the log has come to with what is durable; or written, if batches are not synced."
+    on_progress: Callable[[], None]
+    "Called after each batch, and when nothing more will be taken."
+    _opened: StoreOpened | None = attrs.field(default=None, init=False)
+    "The record of the session's beginning, as long as it is not written."
     _queue: deque[_Append] = attrs.field(factory=deque[_Append], init=False)
     _is_busy: bool = attrs.field(default=False, init=False)
     "Whether a batch is in flight or about to be."
@@ -62,6 +72,14 @@ class Committer:
     _is_closing: bool = attrs.field(default=False, init=False)
     _closer: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
     "The task that waits until nothing is in flight."
+    position: tuple[int, int] = attrs.field(init=False)
+    "Where that is: the last segment, and how long it is."
+
+    appended_bytes: int = attrs.field(default=0, init=False)
+    "How much was appended so far."
+
+    def __attrs_post_init__(self) -> None:
+        self.position = self._tail.segment, self._tail.end
 
     def check_open(self) -> None:
         """
@@ -84,7 +102,7 @@ class Committer:
             raise self._failed(self._failure)
         self.check_open()
         append = _Append(tuple(records), [encode_record(record) for record in records])
-        self._admit(records)
+        self._index.admit(records)
         self._queue.append(append)
         if not self._is_busy:
             self._is_busy = True
@@ -96,35 +114,125 @@ class Committer:
         if append.failure is not None:
             raise self._failed(append.failure)
 
-    async def close(self, closing: bytes) -> None:
+    async def begin(self, opened: StoreOpened) -> None:
         """
-        Bring to its end what was begun, then write the record that closes the session. Nothing is taken any more.
+        Record that a session begins. It proves to a later recovery that everything before it was durable.
+
+        On a full disk that is done with the first append: what is there can be read all the same.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        self._opened = opened
+        try:
+            await run_job(self._worker, self._begin_session)
+        except OSError as exc:
+            if not (is_no_room(exc) and self._tail.is_sound):
+                self._failure = exc
+                raise self._failed(exc) from exc
+            logger.warning("%s: there is no room to write; what is there can be read only (%s)", self._location, exc)
+
+    async def close(self, now: float) -> bool:
+        """
+        Bring to its end what was begun, then record that the session was closed. Nothing is taken any more.
 
         Does nothing else if the store failed earlier, or in a forked child. Not cancelled by anything.
 
-        Args:
-            closing: The record's JSON.
+        Returns:
+            Whether the log ends in order.
 
         Raises:
-            StorageError: The closing record could not be written. What was acknowledged before is intact.
+            StorageError: It could not be recorded. What was acknowledged before is intact.
         """
         self._is_closing = True
         if not self._tail.lock.is_held:
-            return
+            return False
         if self._is_busy:
             self._closer = trio.lowlevel.current_task()
             await wait_uncancellably()
-        if self._failure is None:
-            try:
-                await run_job(self._worker, partial(self._close_session, closing))
-            except OSError as exc:
-                raise storage_error(self._location, "closing the store", exc) from exc
+        if self._failure is not None or self._opened is not None:
+            return False
+        try:
+            await run_job(self._worker, partial(self._close_session, now))
+        except OSError as exc:
+            raise storage_error(self._location, "closing the store", exc) from exc
+        return True
 
-    def _close_session(self, closing: bytes) -> None:
+    async def sync(self) -> None:
+        """
+        Make durable all that was appended so far.
+
+        Raises:
+            StorageError: It failed; nothing is taken any more.
+        """
+        if self._failure is not None:
+            raise self._failed(self._failure)
+        if not self._syncs:
+            try:
+                await run_job(self._worker, self._tail.sync)
+            except OSError as exc:
+                self._failure = exc
+                raise self._failed(exc) from exc
+
+    @property
+    def has_failed(self) -> bool:
+        """
+        Whether nothing is taken any more, since a write or sync failed.
+        """
+        return self._failure is not None
+
+    @property
+    def _location(self) -> str:
+        return str(self._tail.files.tail_path)
+
+    @property
+    def _syncs(self) -> bool:
+        return self._tail.durability == "fsync"
+
+    def _begin_session(self) -> None:
+        """Write the record that is due before any other of this session. Called by the worker."""
+        opened = self._opened
+        if opened is not None:
+            self._take_in(self._tail.append([encode_record(opened)], self._state_now()))
+            self.state = attrs.evolve(
+                self.state,
+                session=opened.session,
+                durability=opened.durability,
+                closed=False,
+                newest_at=max(self.state.newest_at, opened.at),
+            )
+            self._opened = None
+
+    def _close_session(self, now: float) -> None:
         # The record says that all before it is durable.
-        if not self._sync:
+        if not self._syncs:
             self._tail.sync()
-        self._tail.append([closing])
+        closed = StoreClosed(session=self._tail.session, at=now)
+        try:
+            self._take_in(self._tail.append([encode_record(closed)], self._state_now()))
+        except OSError as exc:
+            if not (is_no_room(exc) and self._tail.is_sound):
+                raise
+            self._tail.lock.note_closed(self._tail.segment, closed.session, self._tail.next_batch)
+        self.state = attrs.evolve(self.state, closed=True, newest_at=max(self.state.newest_at, now))
+
+    def _state_now(self) -> LogState:
+        return attrs.evolve(self.state, last_number=self._index.last_number)
+
+    def _append(self, texts: Sequence[bytes]) -> Appended:
+        """Write a batch. Called by the worker."""
+        self._begin_session()
+        return self._tail.append(texts, self._state_now(), sync=self._syncs)
+
+    def _take_in(self, appended: Appended) -> None:
+        """Take note of a batch that is in the log."""
+        if appended.sealed_size is not None:
+            self._space.note_size(appended.sealed_size)
+            self._space.add_file(segment(appended.segment), 0)
+        self._space.note_size(appended.offset)
+        self.appended_bytes += sum(map(length_of, appended.spans))
+        self.position = appended.segment, appended.offset
+        self.state = attrs.evolve(self.state, next_batch=appended.next_batch)
 
     def _begin_batch(self) -> None:
         batch: list[_Append] = []
@@ -133,19 +241,20 @@ class Committer:
             size += _size(self._queue[0])
             batch.append(self._queue.popleft())
         texts = [text for append in batch for text in append.texts]
-        start = self._tail.end
-        self._worker.submit(partial(self._tail.append, texts, sync=self._sync), partial(self._finish, batch, start))
+        self._worker.submit(partial(self._append, texts), partial(self._finish, batch))
 
-    def _finish(self, batch: list[_Append], start: int, ends: list[int], error: BaseException | None) -> None:
+    def _finish(self, batch: list[_Append], appended: Appended, error: BaseException | None) -> None:
         """Take note of how a batch ended, wake who waited for it, and begin the next."""
         if error is None:
             try:
-                offsets = iter(ends)
+                self._take_in(appended)
+                spans = iter(appended.spans)
+                newest_at = self.state.newest_at
                 for append in batch:
                     for record in append.records:
-                        end = next(offsets)
-                        self._fold(record, start, end)
-                        start = end
+                        self._index.fold(record, next(spans))
+                        newest_at = max(newest_at, record.at)
+                self.state = attrs.evolve(self.state, newest_at=newest_at)
             except ValueError as exc:
                 error = exc
         if error is not None:
@@ -158,6 +267,7 @@ class Committer:
             append.failure = error
             if append.task is not None:
                 trio.lowlevel.reschedule(append.task)
+        self.on_progress()
         if self._queue:
             self._begin_batch()
             return

@@ -6,32 +6,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .._disk import Disk, DiskFile, write_fully
-from .._errors import StorageError, StoreVersionError
-from .._frames import FORMAT_VERSION, SegmentHeader, encode_header
+from .._errors import StorageError
+from .._frames import LogState, SegmentHeader, encode_header
+from .._segments import Chain, chain_of, segment
+from ._failures import is_no_room
 from ._lockfile import LOCK_NAME
 
 logger = logging.getLogger("memable")
 
 TEMPORARY_SUFFIX = ".tmp"
-_SEGMENT_NAME = re.compile(r"[0-9]{8}\.log")
-
-
-def segment_name(number: int) -> str:
-    """
-    Return the name of the log's file of that number.
-    """
-    return f"{number:08d}.log"
-
-
-FIRST_SEGMENT = segment_name(1)
+_FIRST_SEGMENT = str(segment(1))
 #: What a crash can leave of a store that was just being made.
-_UNFINISHED = frozenset((LOCK_NAME, FIRST_SEGMENT + TEMPORARY_SUFFIX))
+_UNFINISHED = frozenset((LOCK_NAME, _FIRST_SEGMENT + TEMPORARY_SUFFIX))
 
 
 def prepare_directory(disk: Disk, directory: Path) -> bool:
@@ -46,7 +37,7 @@ def prepare_directory(disk: Disk, directory: Path) -> bool:
         OSError: It cannot be made or read.
     """
     is_new = disk.make_directory(directory)
-    is_store = has_log(disk, directory)
+    is_store = bool(find_log(disk, directory).current)
     if not is_new:
         try:
             disk.restrict_directory(directory)
@@ -60,51 +51,47 @@ def prepare_directory(disk: Disk, directory: Path) -> bool:
     return is_store
 
 
-def has_log(disk: Disk, directory: Path) -> bool:
+def find_log(disk: Disk, directory: Path) -> Chain:
     """
-    Tell whether there is a log in *directory*, or nothing but what is left of making one.
+    Return where the log in *directory* is. It is empty if there is nothing but what is left of making one.
 
     Raises:
-        StorageError: There is something else in it.
-        StoreVersionError: There is more than this release makes.
+        StorageError: There is something else in the directory.
+        OSError: It cannot be read.
     """
     names = disk.list_names(directory)
-    segments = [name for name in names if _SEGMENT_NAME.fullmatch(name)]
-    if segments == [FIRST_SEGMENT]:
-        return True
-    if segments:
-        raise StoreVersionError(
-            location=str(directory),
-            problem=f"its log has the files {', '.join(segments[:3])}, as a newer release makes them; install that",
-            found=FORMAT_VERSION,
-            supported=FORMAT_VERSION,
-        )
-    foreign = [name for name in names if name not in _UNFINISHED]
-    if foreign:
-        raise StorageError(
-            location=str(directory),
-            problem=(
-                f"is no store, but holds other files ({', '.join(foreign[:3])}{', ...' if foreign[3:] else ''}); "
-                f"choose a directory of its own for the store"
-            ),
-        )
-    return False
+    chain = chain_of(names)
+    if not chain.current:
+        foreign = [name for name in names if name not in _UNFINISHED]
+        if foreign:
+            raise StorageError(
+                location=str(directory),
+                problem=(
+                    f"is no store, but holds other files ({', '.join(foreign[:3])}{', ...' if foreign[3:] else ''}); "
+                    f"choose a directory of its own for the store"
+                ),
+            )
+    return chain
 
 
-def create_log(disk: Disk, directory: Path, now: float) -> None:
+def create_log(disk: Disk, directory: Path, now: float, durability: str) -> None:
     """
     Make an empty log, whole or not at all.
     """
-    header = SegmentHeader(store_id=uuid.uuid4().hex, segment=1, created_at=now)
-    replace_log(disk, directory, lambda file: write_fully(file, 0, encode_header(header)))
+    header = SegmentHeader(
+        store_id=uuid.uuid4().hex, segment=1, created_at=now, durability=durability, state=LogState()
+    )
+    put_in_place(disk, directory / _FIRST_SEGMENT, lambda file: write_fully(file, 0, encode_header(header)))
 
 
-def replace_log(disk: Disk, directory: Path, write: Callable[[DiskFile], None]) -> None:
+def put_in_place(disk: Disk, path: Path, write: Callable[[DiskFile], None]) -> None:
     """
-    Put a new file in the place of the log, whole or not at all: durable before it has the name, then the name itself.
+    Give a new file the name *path*, whole or not at all: durable before it has the name, then the name itself.
+
+    Raises:
+        OSError: It failed. What was at *path* is still there, unless the directory could not be synced: then either is.
     """
-    path = directory / FIRST_SEGMENT
-    temporary = path.with_name(FIRST_SEGMENT + TEMPORARY_SUFFIX)
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     # What an opener left that died here.
     with contextlib.suppress(FileNotFoundError):
         disk.remove(temporary)
@@ -112,7 +99,26 @@ def replace_log(disk: Disk, directory: Path, write: Callable[[DiskFile], None]) 
     try:
         write(file)
         file.sync()
+    except OSError as exc:
+        if is_no_room(exc):
+            # What it took is needed by others.
+            with contextlib.suppress(OSError):
+                disk.remove(temporary)
+        raise
     finally:
         file.close()
     disk.rename(temporary, path)
-    disk.sync_directory(directory)
+    disk.sync_directory(path.parent)
+
+
+def remove_all(disk: Disk, paths: Iterable[Path]) -> None:
+    """
+    Remove files of one directory that are not needed any more, and that may be gone already.
+    """
+    parents: set[Path] = set()
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            disk.remove(path)
+            parents.add(path.parent)
+    for parent in parents:
+        disk.sync_directory(parent)

@@ -17,6 +17,7 @@ _WAYS_OUT = {
     errno.ENOENT: "make the directory that it is to be in, or choose another path",
     errno.ENOTDIR: "choose the path of a directory, or one where there is nothing yet",
     errno.ELOOP: "a store holds no symbolic links: put the file itself there",
+    errno.EISDIR: "move away what is in the place of that file, then open the store again",
     errno.ENOLCK: "somebody moved or removed files of the store while it was open; find out who, then open it again",
 }
 _OTHERWISE = "find out what is wrong with the disk, then open the store again"

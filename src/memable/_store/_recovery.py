@@ -9,29 +9,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+from functools import partial
 from pathlib import Path
 
 import attrs
 
 from .._disk import Disk, DiskFile, write_fully
 from .._errors import StoreCorruptedError
-from .._frames import SegmentHeader, decode_header, seed_of
-from .._records import InstanceRecord, InstanceRetired, StoreClosed, StoreOpened
-from .._scan import WAY_OUT, LogScan
-from ._directory import FIRST_SEGMENT, create_log, has_log, replace_log
-from ._index import HeaderIndex
+from .._segments import Chain, segment
+from ._checkpoint import read_checkpoint
+from ._directory import TEMPORARY_SUFFIX, create_log, find_log, put_in_place, remove_all
+from ._files import CHUNK_BYTES
 from ._lockfile import StoreLock
-from ._reader import LineIndex
+from ._reading import LogReading, missing_segments, read_log
 
 logger = logging.getLogger("memable")
 
 TORN_SUFFIX = ".torn"
 #: So many torn tails are kept; a disk that tears more than that needs attention, not space.
 MAX_TORN_FILES = 10
-
-_CHUNK_BYTES = 1024 * 1024
-#: The header's line is shorter than this.
-_MAX_HEADER_BYTES = 4096
 
 
 @attrs.frozen
@@ -41,27 +37,18 @@ class RecoveredLog:
     """
 
     file: DiskFile
-    header: SegmentHeader
-    scan: LogScan
-    "Where the log ends, and in which session."
-    index: HeaderIndex
-    lines: LineIndex
-
-    def fold(self, record: InstanceRecord, start: int, end: int) -> None:
-        """
-        Take in the next durable record, whose line begins and ends there.
-
-        Raises:
-            ValueError: It cannot follow the ones before it.
-        """
-        self.index.fold(record)
-        if type(record) is InstanceRetired:
-            self.lines.drop(record.instance)
-        else:
-            self.lines.add(record.instance, start, end)
+    "The last segment's."
+    reading: LogReading
+    "What it says. The reader of the last segment knows where that ends."
+    checkpoint_segment: int
+    "The segment that the checkpoint begins in that was used; 0 if there was none."
+    checkpoint_bytes: int
+    "How long that is."
+    is_closed_elsewhere: bool
+    "Whether only the lock file says that the last session was closed in order: the next segment is to say so, too."
 
 
-def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float) -> RecoveredLog:
+def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float, durability: str) -> RecoveredLog:
     """
     Return the log in *directory*, which is made if there is none.
 
@@ -71,98 +58,112 @@ def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float) -> Rec
         StorageError: The directory holds something else.
         OSError: The disk failed.
     """
-    path = directory / FIRST_SEGMENT
-    if not has_log(disk, directory):
+    chain = find_log(disk, directory)
+    if not chain.current:
         if lock.has_noted_holder():
             # A new log would make everything that was acknowledged look as if it had never been.
             raise StoreCorruptedError(
-                location=str(path),
+                location=str(directory / str(segment(1))),
                 offset=0,
                 problem="the log is missing, though there was one in this directory; restore it from a backup, or "
                 "remove the lock file as well to begin a new store",
             )
-        create_log(disk, directory, now)
+        create_log(disk, directory, now, durability)
+        chain = find_log(disk, directory)
+    elif chain.current[-1].last < lock.noted_tail():
+        raise missing_segments(directory, chain.current[-1].last + 1, lock.noted_tail())
+    checkpoint = read_checkpoint(disk, directory, chain)
+    used = (0, 0) if checkpoint is None else (checkpoint.segment, checkpoint.size)
+    reading = read_log(disk, directory, chain, checkpoint)
+    scan = reading.scan
+    # There may have been no room for the record that says so.
+    is_closed_elsewhere = (
+        not scan.closed and scan.torn_batch_count == 0 and lock.has_noted_closed(scan.session, scan.next_batch)
+    )
+    scan.closed = scan.closed or is_closed_elsewhere
+    file = _make_writable(disk, directory, lock, chain, reading)
+    return RecoveredLog(file, reading, *used, is_closed_elsewhere)
+
+
+def _make_writable(disk: Disk, directory: Path, lock: StoreLock, chain: Chain, reading: LogReading) -> DiskFile:
+    path = reading.files.tail_path
     file = disk.open_file(path)
     try:
-        log = _read(file, path)
-        if log.scan.torn_batch_count:
-            _keep_torn_tail(disk, path, log)
+        if reading.scan.torn_batch_count:
+            _keep_torn_tail(disk, path, file, reading)
         if lock.is_marked():
-            file = _copy(disk, directory, log)
-            log = attrs.evolve(log, file=file)
+            file = _copy(disk, path, file, reading)
+            _rename_anew(disk, directory, chain)
             lock.clear_mark()
         else:
-            _settle(log, lock)
+            _settle(file, reading, lock)
             disk.sync_directory(directory)
+        tail = reading.header.segment
+        if lock.noted_tail() != tail:
+            lock.note_tail(tail)
+        _tidy(disk, directory, chain)
     except BaseException:
         file.close()
         raise
-    return log
+    return file
 
 
-def _read(file: DiskFile, path: Path) -> RecoveredLog:
-    first = file.read_at(0, _MAX_HEADER_BYTES)
-    first = first[: first.find(b"\n") + 1]
-    header = decode_header(first, str(path))
-    if header.segment != 1:
-        raise StoreCorruptedError(
-            location=str(path), offset=0, problem=f"the file says that it is number {header.segment}; {WAY_OUT}"
-        )
-    scan = LogScan(str(path), seed_of(header.store_id), len(first))
-    log = RecoveredLog(file, header, scan, HeaderIndex(), LineIndex())
-    offset = len(first)
-    while chunk := file.read_at(offset, _CHUNK_BYTES):
-        offset += len(chunk)
-        for batch in scan.feed(chunk):
-            for record, start, end in batch:
-                if isinstance(record, StoreOpened | StoreClosed):
-                    continue
-                try:
-                    log.fold(record, start, end)
-                except ValueError as exc:
-                    raise StoreCorruptedError(location=str(path), offset=start, problem=f"{exc}; {WAY_OUT}") from exc
-    scan.finish()
-    return log
+def _rename_anew(disk: Disk, directory: Path, chain: Chain) -> None:
+    """Make sure of the names of those files for whose sake others are about to be removed."""
+    for name in chain.current:
+        if any(name.first <= other.first <= name.last for other in chain.superseded):
+            path = directory / str(name)
+            file = disk.open_to_read(path)
+            try:
+                put_in_place(disk, path, partial(_copy_range, file, 0, file.size()))
+            finally:
+                file.close()
 
 
-def _settle(log: RecoveredLog, lock: StoreLock) -> None:
+def _tidy(disk: Disk, directory: Path, chain: Chain) -> None:
+    """Remove what a crash has left. What stands for it is durable: the directory was synced."""
+    temporary = [name for name in disk.list_names(directory) if name.endswith(TEMPORARY_SUFFIX)]
+    remove_all(disk, [directory / name for name in (*map(str, chain.superseded), *temporary)])
+
+
+def _settle(file: DiskFile, reading: LogReading, lock: StoreLock) -> None:
     """Cut off the torn tail, and make durable what is believed."""
-    file, scan = log.file, log.scan
+    scan = reading.scan
     try:
         if file.size() > scan.good_end:
             file.truncate(scan.good_end)
-        if not scan.closed:
+        if not scan.closed and scan.last_batch_start:
             # The process may have died in a sync that failed, before it could note that. Then the system shows the
             # last batch, takes it for written, and never would write it: so it is given to it once more.
             _copy_range(file, scan.last_batch_start, scan.good_end, file)
         file.sync()
     except OSError:
         with contextlib.suppress(OSError):
-            lock.mark(FIRST_SEGMENT)
+            lock.mark(reading.files.tail_path.name)
         raise
 
 
-def _copy(disk: Disk, directory: Path, log: RecoveredLog) -> DiskFile:
+def _copy(disk: Disk, path: Path, file: DiskFile, reading: LogReading) -> DiskFile:
     """Put a new file in the place of one whose bytes on the disk may differ from those that the system shows."""
-    replace_log(disk, directory, lambda copy: _copy_range(log.file, 0, log.scan.good_end, copy))
-    log.file.close()
-    logger.warning(
-        "%s: a sync or write had failed, so the log was copied to a new file (%d bytes)", directory, log.scan.good_end
-    )
-    return disk.open_file(directory / FIRST_SEGMENT)
+    end = reading.scan.good_end
+    put_in_place(disk, path, lambda copy: _copy_range(file, 0, end, copy))
+    file.close()
+    logger.warning("%s: a sync or write had failed, so it was copied to a new file (%d bytes)", path, end)
+    return disk.open_file(path)
 
 
-def _keep_torn_tail(disk: Disk, path: Path, log: RecoveredLog) -> None:
-    start, size = log.scan.good_end, log.file.size()
+def _keep_torn_tail(disk: Disk, path: Path, file: DiskFile, reading: LogReading) -> None:
+    scan = reading.scan
+    start, size = scan.good_end, file.size()
     kept = "nothing of it could be kept"
     try:
-        name = _write_torn_file(disk, path, log.file, start, size)
+        name = _write_torn_file(disk, path, file, start, size)
         if name is not None:
             disk.sync_directory(path.parent)
             kept = f"kept in {name}"
     except OSError as exc:
         # Without a sync of each batch, the tail may hold what was acknowledged: it is not cut before it is kept.
-        if log.scan.durability == "os":
+        if scan.durability == "os":
             raise
         kept = f"{kept} ({exc})"
     logger.warning(
@@ -170,7 +171,7 @@ def _keep_torn_tail(disk: Disk, path: Path, log: RecoveredLog) -> None:
         path,
         start,
         size - start,
-        log.scan.torn_batch_count,
+        scan.torn_batch_count,
         kept,
     )
 
@@ -202,14 +203,14 @@ def _write_torn_file(disk: Disk, path: Path, log: DiskFile, start: int, size: in
 def _holds(file: DiskFile, log: DiskFile, start: int, size: int) -> bool:
     if file.size() != size - start:
         return False
-    offsets = range(start, size, _CHUNK_BYTES)
-    return all(file.read_at(at - start, _CHUNK_BYTES) == log.read_at(at, _CHUNK_BYTES) for at in offsets)
+    offsets = range(start, size, CHUNK_BYTES)
+    return all(file.read_at(at - start, CHUNK_BYTES) == log.read_at(at, CHUNK_BYTES) for at in offsets)
 
 
 def _copy_range(source: DiskFile, start: int, end: int, target: DiskFile, *, shift: int = 0) -> None:
     """Write the bytes from *start* to *end* to *target*, at the same offsets less *shift*."""
     while start < end:
-        chunk = source.read_at(start, min(_CHUNK_BYTES, end - start))
+        chunk = source.read_at(start, min(CHUNK_BYTES, end - start))
         if not chunk:
             raise OSError(errno.EIO, "the file is shorter than it was a moment ago")
         write_fully(target, start - shift, chunk)

@@ -1,6 +1,9 @@
 """
 The end of a log, where batches are appended: one at a time, each durable before the next.
 
+When the last segment is full it is sealed, and the next one begins: whole before it has its name. So a segment that has
+a successor is complete and durable.
+
 Synchronous, and without a queue: it is called in a thread. After a failure it is not called again.
 """
 
@@ -8,14 +11,36 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 
 from .._disk import DiskFile, write_fully
-from .._frames import frame_batch
+from .._frames import LogState, SegmentHeader, encode_header, frame_batch
+from .._segments import segment
+from .._spans import span_of
+from ._directory import put_in_place
 from ._failures import is_no_room
+from ._files import LogFiles
 from ._lockfile import StoreLock
+
+
+@attrs.frozen
+class Appended:
+    """
+    A batch that is in the log.
+    """
+
+    spans: tuple[int, ...]
+    "Of its lines."
+    segment: int
+    "The last segment."
+    offset: int
+    "How long that is."
+    next_batch: int
+    "Number of the batch that is due."
+    sealed_size: int | None
+    "How long the segment before it has become, if that was sealed for this batch."
 
 
 @attrs.define(eq=False)
@@ -24,37 +49,65 @@ class LogTail:
     Appends batches to a log.
     """
 
+    files: LogFiles
     file: DiskFile
-    name: str
-    "The file's name within the store."
+    "The last segment's."
     lock: StoreLock
-    seed: int
-    "What ``seed_of`` the store's id is."
+    header: SegmentHeader
+    "The last segment's."
     session: int
     "The session that the batches belong to."
+    durability: str
+    "How they are made durable; also of the segments that are begun here."
     next_batch: int
     "Number of the next batch."
     end: int
-    "How long the log is."
+    "How long the last segment is."
+    segment_bytes: int
+    "A segment that has reached this length is full."
+    clock: Callable[[], float]
+    "Tells the time at which a segment is made."
+    is_ended: bool = False
+    "Whether the next batch begins a segment, however short this one is."
+    is_sound: bool = attrs.field(default=True, init=False)
+    "Whether the log ends where it is known to end, and all of it that was synced is on the disk, for all that is known."
 
-    def append(self, texts: Sequence[bytes], *, sync: bool = True) -> list[int]:
+    @property
+    def segment(self) -> int:
+        """
+        Number of the last segment.
+        """
+        return self.header.segment
+
+    @property
+    def is_full(self) -> bool:
+        """
+        Whether the next batch begins a segment: this one is long enough, or says something else of what is appended.
+        """
+        return self.is_ended or self.end >= self.segment_bytes or self.header.durability != self.durability
+
+    def append(self, texts: Sequence[bytes], state: LogState, *, sync: bool = True) -> Appended:
         """
         Write a batch of records.
 
         Args:
             texts: The records' JSON. At least one.
+            state: What the log has come to, in case that a segment begins.
             sync: Whether to wait until it is durable.
-
-        Returns:
-            Where each record's line ends. The first begins at ``end`` as it was before.
 
         Raises:
             OSError: It failed; nothing more is to be appended. What was durable before still is.
         """
+        if not self.is_sound:
+            raise OSError(errno.EIO, "an earlier write or sync failed")
         self.lock.check()
         if self.file.size() != self.end:
             raise OSError(errno.ENOLCK, "the log has changed since this process last wrote to it")
-        lines = frame_batch(self.seed, self.session, self.next_batch, texts)
+        sealed_size = None
+        if self.is_full:
+            sealed_size = self.end
+            self._begin_segment(state)
+        lines = frame_batch(self.files.seed, self.session, self.next_batch, texts)
         try:
             write_fully(self.file, self.end, b"".join(lines))
         except BaseException as exc:
@@ -62,12 +115,12 @@ class LogTail:
             raise
         if sync:
             self.sync()
-        ends: list[int] = []
+        spans: list[int] = []
         for line in lines:
+            spans.append(span_of(self.segment, self.end, len(line)))
             self.end += len(line)
-            ends.append(self.end)
         self.next_batch += 1
-        return ends
+        return Appended(tuple(spans), self.segment, self.end, self.next_batch, sealed_size)
 
     def sync(self) -> None:
         """
@@ -79,8 +132,39 @@ class LogTail:
         try:
             self.file.sync()
         except BaseException:
-            self._mark()
+            self.mark()
             raise
+
+    def close(self) -> None:
+        """
+        Close the last segment's file.
+        """
+        self.file.close()
+
+    def _begin_segment(self, state: LogState) -> None:
+        # A segment that has a successor is taken for durable, whatever its durability.
+        self.sync()
+        header = SegmentHeader(
+            store_id=self.header.store_id,
+            segment=self.segment + 1,
+            created_at=self.clock(),
+            durability=self.durability,
+            state=attrs.evolve(state, next_batch=self.next_batch),
+        )
+        name = segment(header.segment)
+        text = encode_header(header)
+        try:
+            put_in_place(self.files.disk, self.files.path(name), lambda file: write_fully(file, 0, text))
+        except OSError as exc:
+            if not is_no_room(exc):
+                # It may be there, and be gone after a power cut: the next open makes it anew.
+                self.mark()
+            raise
+        file = self.files.disk.open_file(self.files.path(name))
+        self.file.close()
+        self.file, self.header, self.end, self.is_ended = file, header, len(text), False
+        self.files.add(name)
+        self.lock.note_tail(header.segment)
 
     def _cut_back(self, *, disk_is_sound: bool) -> None:
         """Remove what was written of a batch, so that nothing can ever follow it."""
@@ -90,9 +174,13 @@ class LogTail:
         except OSError:
             disk_is_sound = False
         if not disk_is_sound:
-            self._mark()
+            self.mark()
 
-    def _mark(self) -> None:
+    def mark(self) -> None:
+        """
+        Note that what the system shows of the log may not be on the disk.
+        """
+        self.is_sound = False
         # If this fails as well, the disk is failing altogether, and the first failure is the one to be told.
         with contextlib.suppress(OSError):
-            self.lock.mark(self.name)
+            self.lock.mark(self.files.tail_path.name)

@@ -17,22 +17,27 @@ import trio
 
 from .._clock import Clock
 from .._disk import Disk, RealDisk
-from .._frames import seed_of
+from .._errors import StoreCorruptedError
 from .._header import InstanceHeader
-from .._record_json import encode_record
-from .._records import InstanceRecord, StoreClosed, StoreOpened
+from .._numbers import is_count
+from .._records import InstanceRecord, InstanceResumed, StoreOpened
+from .._states import MetadataStatus
 from ._committer import Committer
-from ._directory import FIRST_SEGMENT, prepare_directory
-from ._failures import storage_error
+from ._directory import prepare_directory
+from ._failures import is_no_room, storage_error
 from ._lockfile import StoreLock, take_lock
 from ._protocol import OpenStore
-from ._reader import read_journal
 from ._recovery import RecoveredLog, recover_log
 from ._tail import LogTail
+from ._upkeep import Upkeep
 from ._worker import InlineWorker, ThreadWorker, Worker, run_job
 
 T = TypeVar("T")
 
+#: A log's files are about so long.
+SEGMENT_BYTES = 16 * 1024 * 1024
+#: Shorter ones would hold little more than their headers.
+MIN_SEGMENT_BYTES = 1024
 #: So many journals are read at once: more would only wait for the same disk.
 MAX_READERS = 4
 
@@ -53,7 +58,14 @@ class FileStore:
     "The directory."
     durability: Literal["fsync", "os"] = attrs.field(default="fsync", validator=attrs.validators.in_(("fsync", "os")))
     "Whether each batch of records is synced before it is acknowledged."
+    segment_bytes: int = attrs.field(default=SEGMENT_BYTES, kw_only=True)
+    "When a file of the log has become so long, the next one is begun. Space is given back file by file."
     _disk: Disk | None = attrs.field(default=None, kw_only=True, repr=False)
+
+    @segment_bytes.validator
+    def _check_segment_bytes(self, _attribute: object, value: object) -> None:
+        if not is_count(value, least=MIN_SEGMENT_BYTES):
+            raise ValueError(f"segment_bytes must be an int, at least {MIN_SEGMENT_BYTES}, not {value!r}")
 
     def open(self, clock: Clock) -> AbstractAsyncContextManager[OpenStore]:
         """
@@ -73,41 +85,46 @@ class FileStore:
             Opening may be cancelled. Closing brings the batch in flight to its end, whatever is cancelled.
         """
         # The working directory may change while the store is open.
-        return _opened(self.path.absolute(), self.durability, self._disk or RealDisk(), clock)
+        return _opened(attrs.evolve(self, path=self.path.absolute(), disk=self._disk or RealDisk()), clock)
 
 
 @asynccontextmanager
 @trio.lowlevel.enable_ki_protection
-async def _opened(
-    directory: Path, durability: Literal["fsync", "os"], disk: Disk, clock: Clock
-) -> AsyncGenerator[OpenStore]:
+async def _opened(given: FileStore, clock: Clock) -> AsyncGenerator[OpenStore]:
     await trio.lowlevel.checkpoint()
     worker: Worker = InlineWorker() if clock.is_virtual else ThreadWorker()
     try:
-        lock, log = await _run(worker, directory, "opening", partial(_lock_and_recover, disk, directory, clock.now()))
+        lock, log = await _run(worker, given.path, "opening", partial(_lock_and_recover, given, clock.now()))
         try:
-            clock.not_before(log.scan.newest_at)
-            store = OpenFileStore(directory, durability, worker, lock, log)
-            await store.begin_session(clock.now())
+            clock.not_before(log.reading.scan.newest_at)
+            store = OpenFileStore(given, clock, worker, lock, log)
             try:
-                await trio.lowlevel.checkpoint_if_cancelled()
-                yield store
+                await store.begin_session(clock.now())
+                try:
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    yield store
+                finally:
+                    await store.end_session(clock.now())
             finally:
-                await store.end_session(clock.now())
+                store.close_file()
         finally:
-            log.file.close()
             lock.release()
     finally:
         worker.close()
 
 
-def _lock_and_recover(disk: Disk, directory: Path, now: float) -> tuple[StoreLock, RecoveredLog]:
+def _lock_and_recover(given: FileStore, now: float) -> tuple[StoreLock, RecoveredLog]:
+    disk, directory = given._disk, given.path  # noqa: SLF001 - this module's own
+    assert disk is not None
     is_store = prepare_directory(disk, directory)
     lock = take_lock(disk, directory, is_store=is_store)
     try:
         if is_store:
+            if not lock.has_noted_holder():
+                # Whoever made it may have died before its name was durable. That somebody was noted says that it is.
+                disk.sync_directory(directory)
             lock.note_holder(now)
-        log = recover_log(disk, directory, lock, now)
+        log = recover_log(disk, directory, lock, now, given.durability)
         if not is_store:
             # Not sooner: what a power cut leaves of the note could be taken for another program's lock file.
             lock.note_holder(now)
@@ -129,38 +146,59 @@ class OpenFileStore:
     A store in a directory that one engine has open. See the protocol ``OpenStore``.
     """
 
-    def __init__(
-        self, directory: Path, durability: Literal["fsync", "os"], worker: Worker, lock: StoreLock, log: RecoveredLog
-    ) -> None:
-        self._directory = directory
+    def __init__(self, given: FileStore, clock: Clock, worker: Worker, lock: StoreLock, log: RecoveredLog) -> None:
+        durability, segment_bytes = given.durability, given.segment_bytes
+        reading = log.reading
+        scan, header = reading.scan, reading.header
+        self._directory = reading.files.directory
         self._durability = durability
         self._worker = worker
-        self._log = log
-        self._log_path = directory / FIRST_SEGMENT
-        self._seed = seed_of(log.header.store_id)
-        self._session = log.scan.session + 1
-        self._after_crash = not log.scan.closed
-        self._crashed = frozenset((*log.scan.crashed, log.scan.session) if self._after_crash else log.scan.crashed)
+        self._files = reading.files
+        self._index = reading.index
+        self._store_id = header.store_id
+        self._session = scan.session + 1
+        self._after_crash = not scan.closed
+        self._crashed = frozenset((*scan.crashed, scan.session) if self._after_crash else scan.crashed)
         self._read_limiter = trio.CapacityLimiter(MAX_READERS)
         self._tail = LogTail(
+            files=self._files,
             file=log.file,
-            name=FIRST_SEGMENT,
             lock=lock,
-            seed=self._seed,
+            header=header,
             session=self._session,
-            next_batch=log.scan.next_batch,
-            end=log.scan.good_end,
+            durability=durability,
+            next_batch=scan.next_batch,
+            end=scan.good_end,
+            segment_bytes=segment_bytes,
+            clock=clock.now,
+            is_ended=log.is_closed_elsewhere,
         )
-        self._committer = Committer(
-            self._tail, worker, str(self._log_path), durability == "fsync", log.index.admit, log.fold
+        state = attrs.evolve(reading.state, crashed=tuple(sorted(self._crashed)))
+        self._committer = Committer(self._tail, worker, self._index, reading.space, state, self._note_progress)
+        self._upkeep = Upkeep(
+            files=self._files,
+            index=self._index,
+            space=reading.space,
+            committer=self._committer,
+            store_id=self._store_id,
+            segment_bytes=segment_bytes,
+            clock=clock,
+            load=self.load,
+            tail=self._tail,
+            checkpoint_segment=log.checkpoint_segment,
+            checkpoint_bytes=log.checkpoint_bytes,
+            unread_bytes=reading.read_bytes,
         )
+
+    def _note_progress(self) -> None:
+        self._upkeep.note_progress()
 
     @property
     def store_id(self) -> str:
         """
         The store's random id: 32 hexadecimal digits, for its whole life.
         """
-        return self._log.header.store_id
+        return self._store_id
 
     @property
     def location(self) -> str:
@@ -193,53 +231,107 @@ class OpenFileStore:
         """
         Record that the store is open. It proves to a later recovery that everything before it was durable.
         """
-        opened = StoreOpened(
-            session=self._session, at=now, durability=self._durability, pid=os.getpid(), host=socket.gethostname()
+        await self._committer.begin(
+            StoreOpened(
+                session=self._session, at=now, durability=self._durability, pid=os.getpid(), host=socket.gethostname()
+            )
         )
-        job = partial(self._tail.append, [encode_record(opened)])
-        await _run(self._worker, self._log_path, "writing", job)
 
     async def end_session(self, now: float) -> None:
         """
         Bring to its end what was begun, and record that the store was closed in order. Takes nothing from then on.
         """
-        await self._committer.close(encode_record(StoreClosed(session=self._session, at=now)))
+        if await self._committer.close(now):
+            try:
+                await run_job(self._worker, self._upkeep.write_checkpoint_now)
+            except OSError as exc:
+                if not is_no_room(exc):
+                    raise storage_error(str(self._directory), "closing the store", exc) from exc
+
+    def close_file(self) -> None:
+        """
+        Close what is open of the log.
+        """
+        self._tail.close()
 
     async def allocate_number(self) -> int:
         """
         Return a number for a new instance. Not a checkpoint.
         """
-        return self._log.index.allocate_number()
+        return self._index.allocate_number()
 
     async def append(self, records: Sequence[InstanceRecord]) -> None:
         """
         Make *records* durable, all or none of them.
         """
         await self._committer.append(records)
+        for record in records:
+            if type(record) is InstanceResumed and (record.anew or record.forgotten):
+                self._upkeep.note_forgotten(record.instance)
 
     async def load(self, number: int) -> Sequence[InstanceRecord]:
         """
         Return the journal of instance *number*, oldest record first.
         """
         self._committer.check_open()
-        spans = self._log.lines.spans(number)
-        read = partial(read_journal, self._log.file, str(self._log_path), self._seed, number, spans)
+        while True:
+            spans = self._index.spans(number)
+            try:
+                return await self._read(number, spans)
+            except StoreCorruptedError:
+                # Something of it may have been compacted away meanwhile, since it was forgotten or removed.
+                if self._index.has(number) and self._index.spans(number)[: len(spans)] == spans:
+                    raise
+
+    async def _read(self, number: int, spans: Sequence[int]) -> Sequence[InstanceRecord]:
+        read = partial(self._files.read_journal, number, spans)
         try:
             if isinstance(self._worker, InlineWorker):
                 await trio.lowlevel.checkpoint()
                 return read()
             return await trio.to_thread.run_sync(read, limiter=self._read_limiter)
         except OSError as exc:
-            raise storage_error(str(self._log_path), "reading", exc) from exc
+            raise storage_error(str(exc.filename or self._directory), "reading", exc) from exc
+
+    async def maintain(self) -> None:
+        """
+        Write checkpoints, and give back the space of what is not needed any more, until cancelled.
+        """
+        await self._upkeep.run()
 
     async def find(self, workflow: str, instance_id: str) -> InstanceHeader | None:
         """
         Return the header of an instance, or None if there is no such instance. Not a checkpoint.
         """
-        return self._log.index.find(workflow, instance_id)
+        return self._index.find(workflow, instance_id)
 
-    async def headers(self, *, after: int = 0) -> Sequence[InstanceHeader]:
+    async def live(self) -> Sequence[InstanceHeader]:
         """
-        Return the headers of all instances with a number greater than *after*, in the order of creation.
+        Return the headers of all instances that go on, in the order of creation. Not a checkpoint.
         """
-        return self._log.index.after(after)
+        return self._index.live()
+
+    async def headers(
+        self,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        workflow: str | None = None,
+        status: MetadataStatus | None = None,
+    ) -> Sequence[InstanceHeader]:
+        """
+        Return the headers of the first instances that match, in the order of creation. Not a checkpoint.
+        """
+        return self._index.select(after=after, limit=limit, workflow=workflow, status=status)
+
+    async def ended(self, workflow: str, *, until: float, limit: int) -> Sequence[InstanceHeader]:
+        """
+        Return the headers of the first ended instances of a workflow, the one that ended first in front. No checkpoint.
+        """
+        return self._index.ended(workflow, until, limit)
+
+    async def first_end(self, workflow: str) -> float | None:
+        """
+        Return when the first of those ended whom ``ended`` would show; None if there is none. Not a checkpoint.
+        """
+        return self._index.first_end(workflow)

@@ -1,0 +1,354 @@
+"""
+Reads a log, from its beginning or from a checkpoint on, into what is known of every instance.
+
+Synchronous. Changes nothing, so that readers beside a live engine use it, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+
+from .._compacted import CompactedScan
+from .._disk import Disk, DiskFile
+from .._encoded import Encoded
+from .._errors import StoreCorruptedError
+from .._frames import LogState, SegmentHeader, seed_of
+from .._header import PROGRESS_KINDS, InstanceHeader
+from .._json import loads
+from .._records import (
+    InstanceCompleted,
+    InstanceRecord,
+    InstanceRetired,
+    InstanceStarted,
+    Record,
+    StoreClosed,
+    StoreOpened,
+)
+from .._scan import WAY_OUT, Entry, LogScan, record_of
+from .._segments import Chain, SegmentName, segment
+from .._spans import SIZE_CLASSES, segment_of, size_class, span_of
+from ._checkpoint import Checkpoint
+from ._files import CHUNK_BYTES, LogFiles, read_header, read_places
+from ._index import HeaderIndex
+from ._space import Space
+
+#: Kinds of records of which only number, sequence number and time matter, as long as nothing is unusual.
+_PROGRESS = frozenset(kind.encode() for kind in PROGRESS_KINDS)
+_STATUS = b'"status":'
+_OF_STORE = frozenset((StoreOpened.kind.encode(), StoreClosed.kind.encode()))
+_RETIRED = InstanceRetired.kind.encode()
+_STARTED = InstanceStarted.kind.encode()
+_COMPLETED = InstanceCompleted.kind.encode()
+_VALUE = b',"value":'
+_NOTHING = Encoded("", b"null")
+_SHORT = len(SIZE_CLASSES)
+
+
+@attrs.define(eq=False)
+class LogReading:
+    """
+    What a log says.
+    """
+
+    files: LogFiles
+    index: HeaderIndex
+    space: Space
+    header: SegmentHeader
+    "The last segment's."
+    scan: LogScan
+    "Where the last segment ends, and in which session."
+    read_bytes: int
+    "How much was read, rather than taken from a checkpoint."
+
+    @property
+    def state(self) -> LogState:
+        """
+        What the log has come to at its end.
+        """
+        return self.scan.state(self.index.last_number)
+
+
+def read_log(disk: Disk, directory: Path, chain: Chain, checkpoint: Checkpoint | None) -> LogReading:
+    """
+    Read the log of which *chain* says where it is.
+
+    Args:
+        disk: Where it is.
+        directory: The store's.
+        chain: Its files.
+        checkpoint: What was known earlier. It is used up: the index in it becomes the result's.
+
+    Raises:
+        StoreCorruptedError: The log is damaged.
+        StoreVersionError: A newer release wrote it.
+        FileNotFoundError: A file has been compacted meanwhile.
+        OSError: It cannot be read.
+    """
+    if chain.missing is not None:
+        raise missing_segments(directory, *chain.missing)
+    if chain.current[-1].is_compacted:
+        raise missing_segments(directory, chain.current[-1].last + 1, chain.current[-1].last + 1)
+    return _LogReader(disk, directory, chain.current, checkpoint).read()
+
+
+def missing_segments(directory: Path, first: int, last: int) -> StoreCorruptedError:
+    """
+    Return the error that says that segments are not there.
+    """
+    which = f"segment {first} is" if first == last else f"the segments {first} to {last} are"
+    return StoreCorruptedError(
+        location=str(directory / str(segment(first))),
+        offset=0,
+        problem=f"{which} missing, though the log went on behind: restore the store from a backup, or run `memable "
+        "repair` to save what is there",
+    )
+
+
+class _LogReader:
+    def __init__(
+        self, disk: Disk, directory: Path, names: tuple[SegmentName, ...], checkpoint: Checkpoint | None
+    ) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._names = names
+        self._checkpoint = checkpoint
+        self._space = Space() if checkpoint is None else checkpoint.space
+        self._index = HeaderIndex() if checkpoint is None else checkpoint.index
+        self._index.on_removed = self._note_removed
+        self._orphans: dict[int, int] = {}
+        "By number, the first spans of records that cannot follow those of their instances that are known."
+        self._compacted_since: list[SegmentName] = []
+        "Files that are newer than the checkpoint, though their lines are older."
+        self._known = {file.name: file for file in self._space.files}
+        self._space.files = []
+        self._state: LogState | None = LogState()
+        "What the log has come to, if it is known for sure."
+        self._store_id = "" if checkpoint is None else checkpoint.store_id
+        self._seed = 0
+        self._read_bytes = 0
+        self._workflows: dict[str, str] = {}
+        "Names of workflows: as many instances have few between them."
+
+    def read(self) -> LogReading:
+        scan: LogScan | None = None
+        header: SegmentHeader | None = None
+        for name in self._names:
+            path = self._directory / str(name)
+            file = self._disk.open_to_read(path)
+            try:
+                header, start = self._begin(name, file, str(path))
+                scan = self._read_file(name, file, str(path), header, start)
+                self._space.note_size(file.size() if scan is None or scan.is_sealed else scan.good_end)
+            finally:
+                file.close()
+        assert header is not None
+        assert scan is not None
+        for number, span in self._index.orphans().items():
+            raise StoreCorruptedError(
+                location=str(self._directory / str(segment(segment_of(span)))),
+                offset=0,
+                problem=f"instance {number} has records, but never started; {WAY_OUT}",
+            )
+        files = LogFiles(self._disk, self._directory, self._seed, self._names)
+        self._index.on_removed = self._space.note_removed
+        if self._checkpoint is not None:
+            self._check_end(self._checkpoint, scan, header.segment, str(files.tail_path))
+            self._catch_up(self._checkpoint, files)
+        return LogReading(files, self._index, self._space, header, scan, self._read_bytes)
+
+    def _begin(self, name: SegmentName, file: DiskFile, location: str) -> tuple[SegmentHeader, int]:
+        """Read a file's header, and check that it is the one that belongs here."""
+        header, start = read_header(file, location)
+        if not self._store_id:
+            self._store_id = header.store_id
+        self._seed = seed_of(self._store_id)
+        says = header.compacted
+        if header.store_id != self._store_id:
+            problem = "the file belongs to another store"
+        elif header.segment != name.first or (says is None) == name.is_compacted:
+            problem = f"the file says that it is number {header.segment}"
+        elif says is not None and (says.through, says.generation) != (name.last, name.generation):
+            problem = f"the file says that it stands for the segments up to {says.through}"
+        else:
+            known = self._known.get(name)
+            self._space.add_file(name, 0)
+            self._space.files[-1].dead = 0 if known is None else known.dead
+            self._index.last_number = max(self._index.last_number, header.state.last_number)
+            return header, start
+        raise StoreCorruptedError(location=location, offset=0, problem=f"{problem}; {WAY_OUT}")
+
+    def _read_file(
+        self, name: SegmentName, file: DiskFile, location: str, header: SegmentHeader, start: int
+    ) -> LogScan | None:
+        """Read a file, unless the checkpoint knows it; return the reader of an ordinary one."""
+        checkpoint = self._checkpoint
+        if checkpoint is not None and name.last < checkpoint.segment:
+            self._state = None
+            if name.is_compacted and name not in self._known:
+                self._compacted_since.append(name)
+            return None
+        if header.compacted is not None:
+            self._read_compacted(file, location)
+            return None
+        state = header.state
+        if checkpoint is not None and name.first == checkpoint.segment:
+            start, state = checkpoint.offset, checkpoint.state
+        else:
+            self._check_border(location, state)
+        is_sealed = name is not self._names[-1]
+        scan = LogScan.at(location, self._seed, start, state, is_sealed=is_sealed)
+        for chunk in self._chunks(file, start, None):
+            for batch in scan.feed(chunk):
+                self._replay(batch, name.first, location)
+        scan.finish()
+        self._state = scan.state(0)
+        return scan
+
+    def _read_compacted(self, file: DiskFile, location: str) -> None:
+        header, places, start = read_places(file, location)
+        assert header.compacted is not None
+        self._check_border(location, header.state)
+        scan = CompactedScan(location, self._seed, header.compacted, places.stretches(), start)
+        for chunk in self._chunks(file, start, start + header.compacted.size):
+            for entry, span in scan.feed(chunk):
+                self._replay_one(entry, span, location)
+        scan.finish()
+        self._state = None
+
+    def _check_border(self, location: str, state: LogState) -> None:
+        """Check that a segment begins where the one before ended."""
+        before = self._state
+        if before is None:
+            return
+        # A session may be known to be closed from the lock file alone: on a full disk it is noted there.
+        is_reopened = before.closed and not state.closed
+        if (before.session, before.next_batch) != (state.session, state.next_batch) or is_reopened:
+            raise StoreCorruptedError(
+                location=location,
+                offset=0,
+                problem=f"the segment begins with batch {state.next_batch} of session {state.session}, though the log "
+                f"before it ends with batch {before.next_batch - 1} of session {before.session}: something of it is "
+                f"missing; {WAY_OUT}",
+            )
+
+    def _chunks(self, file: DiskFile, offset: int, end: int | None) -> Iterator[bytes]:
+        while chunk := file.read_at(offset, CHUNK_BYTES if end is None else min(CHUNK_BYTES, end - offset)):
+            offset += len(chunk)
+            self._read_bytes += len(chunk)
+            yield chunk
+
+    def _replay(self, batch: list[Entry], number: int, location: str) -> None:
+        """Take in a batch; what is usual in it, quickly: recovery may see millions of records."""
+        progress = self._index.replay_progress
+        base = span_of(number, 0, 1)
+        for entry in batch:
+            line, kind, instance, seq, at, start, end = entry
+            length = end - start
+            span = base | start << 8 | (SIZE_CLASSES[length] if length < _SHORT else size_class(length))
+            if kind in _PROGRESS:
+                if _STATUS not in line and progress(instance, seq, at, span):
+                    continue
+            elif kind == _STARTED:
+                if self._replay_start(line, instance, seq, at, span):
+                    continue
+            elif kind in _OF_STORE:
+                continue
+            self._replay_one(entry, span, location)
+
+    def _replay_start(self, line: bytes, number: int, seq: int, at: float, span: int) -> bool:
+        """Take in the start of an instance, unless anything about it is unusual; return whether that was done."""
+        cut = line.find(_VALUE)
+        if cut < 0 or seq != 1 or number <= self._index.last_number:
+            return False
+        tree = cast("dict[str, Any]", loads(line[line.index(b"{") : cut] + b"}"))
+        workflow = tree["workflow"]
+        header = InstanceHeader(
+            number=number,
+            workflow=self._workflows.setdefault(workflow, workflow),
+            instance_id=tree["instance_id"],
+            created_at=at,
+            updated_at=at,
+            session=tree["session"],
+            parent=tree.get("parent"),
+            detached=tree.get("detached", False),
+        )
+        self._index.replay_start(header, span)
+        return self._index.has(number)
+
+    def _replay_one(self, entry: Entry, span: int, location: str) -> None:
+        """Take in a record that is not as usual."""
+        kind, number = entry[1], entry[2]
+        if kind == _RETIRED and not self._index.has(number):
+            # What a compaction has left of an instance that is gone.
+            self._note_removed(number, (), span)
+        record: Record
+        if kind == _COMPLETED and _STATUS not in entry[0]:
+            # What it came to is nobody's business here.
+            record = InstanceCompleted(instance=number, seq=entry[3], at=entry[4], value=_NOTHING)
+        else:
+            record = record_of(entry, location)
+        assert not isinstance(record, StoreOpened | StoreClosed)
+        try:
+            self._check_repeated(record)
+            self._index.replay(record, span)
+            newest = self._index.newest(number)
+            if not isinstance(record, InstanceRetired) and (newest is None or newest[0] < record.seq):
+                self._check_orphan(record)
+                self._orphans.setdefault(number, span)
+                self._space.note_dead(span)
+        except ValueError as exc:
+            raise StoreCorruptedError(location=location, offset=entry[5], problem=f"{exc}; {WAY_OUT}") from exc
+
+    def _check_repeated(self, record: InstanceRecord) -> None:
+        """Refuse a record that came before. A checkpoint may know more than it says it does, but a log may not."""
+        newest = self._index.newest(record.instance)
+        if self._checkpoint is None and newest is not None and record.seq <= newest[0]:
+            raise ValueError(f"record {record.seq} of instance {record.instance} follows record {newest[0]}")
+
+    def _check_orphan(self, record: InstanceRecord) -> None:
+        """Refuse a record that does not belong to anything. Compaction may have dropped what it belonged to."""
+        if any(name.is_compacted for name in self._names):
+            return
+        if isinstance(record, InstanceStarted):
+            raise ValueError(f"workflow {record.workflow!r} has two instances {record.instance_id!r}")
+        what = "has ended, but" if self._index.has(record.instance) else "never started, but"
+        raise ValueError(f"instance {record.instance} {what} a {record.kind} record follows")
+
+    def _note_removed(self, number: int, spans: Sequence[int], tombstone: int) -> None:
+        """Take note that an instance was removed. A compaction may have left lines of it that are known as orphans."""
+        first = self._orphans.pop(number, None)
+        if first is not None:
+            spans = (*spans, *_spans_between(first, tombstone))
+        self._space.note_removed(number, spans, tombstone)
+
+    def _check_end(self, checkpoint: Checkpoint, scan: LogScan, number: int, location: str) -> None:
+        """Check that the log goes as far as the checkpoint knows it."""
+        if checkpoint.newest_span >= span_of(number, scan.good_end, 1):
+            raise StoreCorruptedError(
+                location=location,
+                offset=scan.good_end,
+                problem="the checkpoint tells of records that were behind: something of the log is missing; restore the "
+                "store from a backup, or delete the file 'checkpoint' to go on with what is there",
+            )
+
+    def _catch_up(self, checkpoint: Checkpoint, files: LogFiles) -> None:
+        """Take note of what was compacted away since the checkpoint was written, though that speaks of it."""
+        since = span_of(checkpoint.segment, checkpoint.offset, 1)
+        for name in self._compacted_since:
+            self._space.review_tombstones(range(name.first, name.last + 1), since)
+            for number in self._index.has_forgotten:
+                within = [span for span in self._index.spans(number) if name.first <= segment_of(span) <= name.last]
+                if within:
+                    gone = {span for span in within if not files.holds(name, span)}
+                    self._index.drop_spans(number, gone)
+                    self._space.superseded -= gone
+
+
+def _spans_between(first: int, last: int) -> Iterator[int]:
+    """Yield a span of no length in each segment in which there may be lines between two others."""
+    for number in range(segment_of(first), segment_of(last)):
+        yield span_of(number, 0, 1)
