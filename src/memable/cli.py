@@ -1,20 +1,39 @@
 """
-The command ``memable``, with the extra ``cli``.
+The command ``memable``: its words, and which module does what they say. With the extra ``cli``.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from ._cli import _json_lines
+from ._cli._guard import guard
+from ._cli._moments import Moments
+from ._cli._reading import Selection, open_store
+from ._keys import SEPARATOR
+from ._states import MetadataStatus
 
 #: The exit status of a command that could not begin.
 USAGE_ERROR = 2
 
 #: More would not show more.
 MAX_KILLS = 1000
+
+#: No store has more instances than can be counted with so many.
+MAX_NUMBER_DIGITS = 18
+
+#: So many instances are listed unless somebody asks for more: enough for a screen or two.
+DEFAULT_LIMIT = 100
+
+_READING_EPILOG = (
+    "exit status: 0 if all is right, 1 if there is no such store or instance or it cannot be read, 2 for wrong words"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="memable", description="Durable execution for trio.")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _describe_ls(commands.add_parser("ls", help="list the instances in a store"))
+    _describe_show(commands.add_parser("show", help="show everything about one instance"))
+    _describe_history(commands.add_parser("history", help="show what happened to one instance, on a scale of time"))
     _describe_demo(commands.add_parser("demo", help="show a workflow that survives kill -9"))
     return parser
 
@@ -54,6 +76,149 @@ def _version() -> str:
         return f"memable {version('memable')}"
     except PackageNotFoundError:
         return "memable, used from its source without being installed"
+
+
+# Reading a store ---------------------------------------------------------------------------------------------------
+
+
+def _describe_reading(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
+    """Add what all commands have that read a store."""
+    parser.epilog = _READING_EPILOG
+    parser.add_argument("store", type=Path, metavar="STORE", help="the store's directory")
+    parser.add_argument("--json", action="store_true", help="print objects of JSON, one a line")
+    parser.add_argument("--utc", action="store_true", help="show times in UTC rather than local time; JSON always does")
+    parser.set_defaults(run=guard(parser.prog, run))
+
+
+def _describe_ls(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "List the instances in a store, in the order of their creation. Reads beside a running engine, and changes "
+        "nothing."
+    )
+    _describe_reading(parser, _run_ls)
+    parser.add_argument("--workflow", metavar="NAME", help="only those of this workflow")
+    parser.add_argument(
+        "--status",
+        action="append",
+        choices=[status.value for status in MetadataStatus],
+        default=[],
+        help="only those in this status; may be given several times",
+    )
+    parser.add_argument(
+        "--after",
+        type=_place,
+        metavar="INSTANCE",
+        help="only those created after this one: its number (#), or WORKFLOW/INSTANCE_ID",
+    )
+    parser.add_argument("--newest", action="store_true", help="show the newest ones rather than the oldest")
+    limits = parser.add_mutually_exclusive_group()
+    limits.add_argument(
+        "--limit",
+        type=_limit,
+        default=DEFAULT_LIMIT,
+        metavar="N",
+        help=f"show at most so many (default: {DEFAULT_LIMIT})",
+    )
+    limits.add_argument("--all", action="store_const", const=None, dest="limit", help="show all")
+
+
+def _describe_show(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Show everything about one instance: where it stands, what can be done about it, what it was given and what "
+        "came of it. Reads beside a running engine, and changes nothing."
+    )
+    _describe_reading(parser, _run_show)
+    _describe_instance(parser)
+    parser.add_argument("--full", action="store_true", help="cut no value and leave nothing out")
+
+
+def _describe_history(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Show what happened to one instance, attempt by attempt, on a scale of time. Reads beside a running engine, "
+        "and changes nothing."
+    )
+    _describe_reading(parser, _run_history)
+    _describe_instance(parser)
+    parser.add_argument("--full", action="store_true", help="cut no value and leave nothing out")
+
+
+def _describe_instance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workflow", metavar="WORKFLOW", help="the workflow's name; or WORKFLOW/INSTANCE_ID in one word")
+    parser.add_argument("instance_id", metavar="INSTANCE_ID", nargs="?", help="the instance's id")
+    parser.set_defaults(refuse=parser.error)
+
+
+def _place(text: str) -> str:
+    is_number = text.isascii() and text.isdigit() and len(text) <= MAX_NUMBER_DIGITS
+    if SEPARATOR not in text and not is_number:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is neither a number nor WORKFLOW/INSTANCE_ID")
+    return text
+
+
+def _limit(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def _run_ls(given: argparse.Namespace) -> None:
+    selection = Selection(
+        workflow=given.workflow,
+        statuses=frozenset(map(MetadataStatus, given.status)),
+        limit=given.limit,
+        after=given.after,
+        newest=given.newest,
+    )
+    with open_store(given.store) as snapshot:
+        if given.json:
+            _json_lines.print_listing(sys.stdout, snapshot, selection)
+            return
+        from ._cli import _console, _listing  # noqa: PLC0415 - an optional extra
+
+        _listing.print_listing(_console.open_output(sys.stdout), snapshot, selection, _moments(given))
+
+
+def _run_show(given: argparse.Namespace) -> None:
+    workflow, instance_id = _named_instance(given)
+    with open_store(given.store) as snapshot:
+        if given.json:
+            _json_lines.print_instance(sys.stdout, snapshot, workflow, instance_id)
+            return
+        from ._cli import _console, _report  # noqa: PLC0415 - an optional extra
+
+        limits = _report.Limits(None, None) if given.full else _report.Limits()
+        output = _console.open_output(sys.stdout)
+        _report.print_report(output, snapshot, (workflow, instance_id), _moments(given), limits)
+
+
+def _run_history(given: argparse.Namespace) -> None:
+    workflow, instance_id = _named_instance(given)
+    with open_store(given.store) as snapshot:
+        if given.json:
+            _json_lines.print_history(sys.stdout, snapshot, workflow, instance_id)
+            return
+        from ._cli import _console, _history_table  # noqa: PLC0415 - an optional extra
+
+        output = _console.open_output(sys.stdout)
+        _history_table.print_history(output, snapshot, (workflow, instance_id), _moments(given), is_full=given.full)
+
+
+def _named_instance(given: argparse.Namespace) -> tuple[str, str]:
+    """Return workflow and instance id. A workflow's name has no separator, an id of a child has."""
+    if given.instance_id is not None:
+        return given.workflow, given.instance_id
+    workflow, _, instance_id = given.workflow.partition(SEPARATOR)
+    if not instance_id:
+        given.refuse(f"which instance of {workflow!r}? Give its id, too")
+    return workflow, instance_id
+
+
+def _moments(given: argparse.Namespace) -> Moments:
+    return Moments(datetime.fromtimestamp(time.time(), UTC), is_utc=given.utc)
+
+
+# The demo ----------------------------------------------------------------------------------------------------------
 
 
 def _describe_demo(parser: argparse.ArgumentParser) -> None:
