@@ -29,6 +29,7 @@ _BLOCK = re.compile(
 )
 _COMMAND = re.compile(r"(?:^|&&|\|\||[;|])\s*memable\s+(?P<name>[a-z][a-z-]*)", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)(?P<target>[^)#\s]+)")
+_TEST = re.compile(r"`(?P<file>tests/[\w/]+\.py)::(?P<name>\w+)`")
 
 
 @attrs.frozen
@@ -121,3 +122,15 @@ def test_docs_links_lead_to_files(page: Path) -> None:
     """
     targets = [match["target"] for match in _LINK.finditer(page.read_text(encoding="utf-8"))]
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
+def test_docs_tests_exist(page: Path) -> None:
+    """
+    Every test that the documentation names as its proof exists.
+    """
+    named = [(match["file"], match["name"]) for match in _TEST.finditer(page.read_text(encoding="utf-8"))]
+    missing = [
+        f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")
+    ]
+    assert missing == []
