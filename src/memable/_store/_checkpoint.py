@@ -30,15 +30,14 @@ from .._header import InstanceHeader
 from .._json import JSON, dumps, loads
 from .._packed_multimap import Chunks
 from .._segments import Chain, parse_name, segment
+from .._spans import offset_of, segment_of
 from .._states import MetadataStatus
-from ._directory import TEMPORARY_SUFFIX
+from ._directory import CHECKPOINT_NAME, TEMPORARY_SUFFIX
 from ._files import CHUNK_BYTES, read_header
 from ._index import HeaderIndex, IndexSnapshot, LiveInstance
 from ._space import FileSpace, Space, Tombstone
 
 logger = logging.getLogger("memable")
-
-CHECKPOINT_NAME = "checkpoint"
 
 _MAGIC = b"memable checkpoint 1\n"
 _END_BYTES = 17
@@ -186,6 +185,28 @@ def examine_checkpoint(disk: Disk, directory: Path, chain: Chain) -> tuple[Check
     return None, "does not belong to the log as it is", False
 
 
+def any_checkpoint(disk: Disk, directory: Path) -> tuple[str, int, int] | None:
+    """
+    Return what an intact checkpoint says, whether it fits the log or not: the store's id, and a segment and an offset
+    in it up to which the log went at least.
+    """
+    try:
+        file = disk.open_to_read(directory / CHECKPOINT_NAME)
+    except OSError:
+        return None
+    try:
+        found = _read(file)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError):
+        return None
+    finally:
+        file.close()
+    if found is None:
+        return None
+    newest = found.newest_span
+    end = max((found.segment, found.offset), (segment_of(newest), offset_of(newest) + 1))
+    return found.store_id, *end
+
+
 def _is_of(checkpoint: _Found, disk: Disk, directory: Path, chain: Chain) -> bool:
     """Tell whether a checkpoint is one of this log, and no older than its compactions."""
     if checkpoint.store_id != _store_id(disk, directory / str(chain.current[-1])):
@@ -202,8 +223,11 @@ def _is_of(checkpoint: _Found, disk: Disk, directory: Path, chain: Chain) -> boo
         file = disk.open_to_read(directory / str(name))
         try:
             size = file.size()
+            store_id = read_header(file, location)[0].store_id
         finally:
             file.close()
+        if store_id != checkpoint.store_id:
+            return False
     if size < checkpoint.offset:
         raise StoreCorruptedError(
             location=location,

@@ -59,8 +59,8 @@ class Committer:
     "Is asked before records are queued, and told each that is durable."
     _space: Space
     "Is told how long the log's files are."
-    state: LogState
-    "What the log has come to with what is durable; or written, if batches are not synced."
+    _sessions: LogState
+    "What the log has come to, as far as it only changes with sessions."
     on_progress: Callable[[], None]
     "Called after each batch, and when nothing more will be taken."
     _opened: StoreOpened | None = attrs.field(default=None, init=False)
@@ -78,8 +78,25 @@ class Committer:
     appended_bytes: int = attrs.field(default=0, init=False)
     "How much was appended so far."
 
+    _next_batch: int = attrs.field(init=False)
+    _newest_at: float = attrs.field(init=False)
+
     def __attrs_post_init__(self) -> None:
+        self._next_batch = self._sessions.next_batch
+        self._newest_at = self._sessions.newest_at
         self.position = self._tail.segment, self._tail.end
+
+    @property
+    def state(self) -> LogState:
+        """
+        What the log has come to with what is durable; or written, if batches are not synced.
+        """
+        return attrs.evolve(
+            self._sessions,
+            next_batch=self._next_batch,
+            newest_at=self._newest_at,
+            last_number=self._index.last_number,
+        )
 
     def check_open(self) -> None:
         """
@@ -193,14 +210,14 @@ class Committer:
         """Write the record that is due before any other of this session. Called by the worker."""
         opened = self._opened
         if opened is not None:
-            self._take_in(self._tail.append([encode_record(opened)], self._state_now()))
-            self.state = attrs.evolve(
-                self.state,
+            self._take_in(self._tail.append([encode_record(opened)], self._tell_state))
+            self._sessions = attrs.evolve(
+                self._sessions,
                 session=opened.session,
                 durability=opened.durability,
                 closed=False,
-                newest_at=max(self.state.newest_at, opened.at),
             )
+            self._newest_at = max(self._newest_at, opened.at)
             self._opened = None
 
     def _close_session(self, now: float) -> None:
@@ -209,20 +226,21 @@ class Committer:
             self._tail.sync()
         closed = StoreClosed(session=self._tail.session, at=now)
         try:
-            self._take_in(self._tail.append([encode_record(closed)], self._state_now()))
+            self._take_in(self._tail.append([encode_record(closed)], self._tell_state))
         except OSError as exc:
             if not (is_no_room(exc) and self._tail.is_sound):
                 raise
             self._tail.lock.note_closed(self._tail.segment, closed.session, self._tail.next_batch)
-        self.state = attrs.evolve(self.state, closed=True, newest_at=max(self.state.newest_at, now))
+        self._sessions = attrs.evolve(self._sessions, closed=True)
+        self._newest_at = max(self._newest_at, now)
 
-    def _state_now(self) -> LogState:
-        return attrs.evolve(self.state, last_number=self._index.last_number)
+    def _tell_state(self) -> LogState:
+        return self.state
 
     def _append(self, texts: Sequence[bytes]) -> Appended:
         """Write a batch. Called by the worker."""
         self._begin_session()
-        return self._tail.append(texts, self._state_now(), sync=self._syncs)
+        return self._tail.append(texts, self._tell_state, sync=self._syncs)
 
     def _take_in(self, appended: Appended) -> None:
         """Take note of a batch that is in the log."""
@@ -232,7 +250,7 @@ class Committer:
         self._space.note_size(appended.offset)
         self.appended_bytes += sum(map(length_of, appended.spans))
         self.position = appended.segment, appended.offset
-        self.state = attrs.evolve(self.state, next_batch=appended.next_batch)
+        self._next_batch = appended.next_batch
 
     def _begin_batch(self) -> None:
         batch: list[_Append] = []
@@ -249,12 +267,13 @@ class Committer:
             try:
                 self._take_in(appended)
                 spans = iter(appended.spans)
-                newest_at = self.state.newest_at
+                newest_at = self._newest_at
                 for append in batch:
                     for record in append.records:
                         self._index.fold(record, next(spans))
-                        newest_at = max(newest_at, record.at)
-                self.state = attrs.evolve(self.state, newest_at=newest_at)
+                        if record.at > newest_at:  # noqa: PLR1730 - a call would take longer
+                            newest_at = record.at
+                self._newest_at = newest_at
             except ValueError as exc:
                 error = exc
         if error is not None:

@@ -109,8 +109,9 @@ class Compaction:
 
     def name_it(self) -> None:
         """
-        Give the new file its name: from then on it stands for the old ones. What says that their other lines are not
-        needed must be durable by then.
+        Give the new file its name: from then on it stands for the old ones.
+
+        What says that their other lines are not needed must be durable by then.
 
         Raises:
             OSError: The disk failed, or is full. No other file may get its name then.

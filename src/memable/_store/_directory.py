@@ -21,8 +21,10 @@ logger = logging.getLogger("memable")
 
 TEMPORARY_SUFFIX = ".tmp"
 _FIRST_SEGMENT = str(segment(1))
-#: What a crash can leave of a store that was just being made.
-_UNFINISHED = frozenset((LOCK_NAME, _FIRST_SEGMENT + TEMPORARY_SUFFIX))
+CHECKPOINT_NAME = "checkpoint"
+TORN_SUFFIX = ".torn"
+#: What may be left of a store that was just being made, or whose log is missing.
+_OWN = frozenset((LOCK_NAME, _FIRST_SEGMENT + TEMPORARY_SUFFIX, CHECKPOINT_NAME))
 
 
 def prepare_directory(disk: Disk, directory: Path) -> bool:
@@ -62,7 +64,7 @@ def find_log(disk: Disk, directory: Path) -> Chain:
     names = disk.list_names(directory)
     chain = chain_of(names)
     if not chain.current:
-        foreign = [name for name in names if name not in _UNFINISHED]
+        foreign = [name for name in names if name not in _OWN]
         if foreign:
             raise StorageError(
                 location=str(directory),

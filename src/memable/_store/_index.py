@@ -433,6 +433,16 @@ class HeaderIndex:
         else:
             self._start(header, array("Q", (span,)))
 
+    def replay_next(self, record: InstanceRecord, span: int) -> bool:
+        """
+        Do what ``replay`` does for a record that follows what is known of a live instance; return whether it does.
+        """
+        live = self._live.get(record.instance)
+        if live is None or live[0].completed_at is not None or record.seq <= live[0].seq:
+            return False
+        self._apply(record, span, is_replay=True)
+        return True
+
     def replay_progress(self, number: int, seq: int, at: float, span: int) -> bool:
         """
         Do what ``replay`` does for a record that says no more than that its instance makes progress.

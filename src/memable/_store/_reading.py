@@ -15,7 +15,7 @@ import attrs
 from .._compacted import CompactedScan
 from .._disk import Disk, DiskFile
 from .._encoded import Encoded
-from .._errors import StoreCorruptedError
+from .._errors import StorageError, StoreCorruptedError
 from .._frames import LogState, SegmentHeader, seed_of
 from .._header import PROGRESS_KINDS, InstanceHeader
 from .._json import loads
@@ -24,13 +24,12 @@ from .._records import (
     InstanceRecord,
     InstanceRetired,
     InstanceStarted,
-    Record,
     StoreClosed,
     StoreOpened,
 )
 from .._scan import WAY_OUT, Entry, LogScan, record_of
 from .._segments import Chain, SegmentName, segment
-from .._spans import SIZE_CLASSES, segment_of, size_class, span_of
+from .._spans import MAX_OFFSET, SIZE_CLASSES, segment_of, size_class, span_of
 from ._checkpoint import Checkpoint
 from ._files import CHUNK_BYTES, LogFiles, read_header, read_places
 from ._index import HeaderIndex
@@ -167,6 +166,10 @@ class _LogReader:
             self._store_id = header.store_id
         self._seed = seed_of(self._store_id)
         says = header.compacted
+        if file.size() > MAX_OFFSET:
+            raise StorageError(
+                location=location, problem=f"is longer than {MAX_OFFSET:,} bytes; files of a log are not that long"
+            )
         if header.store_id != self._store_id:
             problem = "the file belongs to another store"
         elif header.segment != name.first or (says is None) == name.is_compacted:
@@ -282,15 +285,15 @@ class _LogReader:
     def _replay_one(self, entry: Entry, span: int, location: str) -> None:
         """Take in a record that is not as usual."""
         kind, number = entry[1], entry[2]
+        if kind == _COMPLETED and _STATUS not in entry[0]:
+            # What it came to is nobody's business here.
+            ended = InstanceCompleted(instance=number, seq=entry[3], at=entry[4], value=_NOTHING)
+            if self._index.replay_next(ended, span):
+                return
         if kind == _RETIRED and not self._index.has(number):
             # What a compaction has left of an instance that is gone.
             self._note_removed(number, (), span)
-        record: Record
-        if kind == _COMPLETED and _STATUS not in entry[0]:
-            # What it came to is nobody's business here.
-            record = InstanceCompleted(instance=number, seq=entry[3], at=entry[4], value=_NOTHING)
-        else:
-            record = record_of(entry, location)
+        record = record_of(entry, location)
         assert not isinstance(record, StoreOpened | StoreClosed)
         try:
             self._check_repeated(record)
@@ -331,8 +334,8 @@ class _LogReader:
             raise StoreCorruptedError(
                 location=location,
                 offset=scan.good_end,
-                problem="the checkpoint tells of records that were behind: something of the log is missing; restore the "
-                "store from a backup, or delete the file 'checkpoint' to go on with what is there",
+                problem="the checkpoint tells of records that were behind: something of the log is missing; restore "
+                "the store from a backup, or delete the file 'checkpoint' to go on with what is there",
             )
 
     def _catch_up(self, checkpoint: Checkpoint, files: LogFiles) -> None:

@@ -18,14 +18,13 @@ from .._disk import Disk, DiskFile, write_fully
 from .._errors import StoreCorruptedError
 from .._segments import Chain, segment
 from ._checkpoint import read_checkpoint
-from ._directory import TEMPORARY_SUFFIX, create_log, find_log, put_in_place, remove_all
+from ._directory import CHECKPOINT_NAME, TEMPORARY_SUFFIX, TORN_SUFFIX, create_log, find_log, put_in_place, remove_all
 from ._files import CHUNK_BYTES
 from ._lockfile import StoreLock
 from ._reading import LogReading, missing_segments, read_log
 
 logger = logging.getLogger("memable")
 
-TORN_SUFFIX = ".torn"
 #: So many torn tails are kept; a disk that tears more than that needs attention, not space.
 MAX_TORN_FILES = 10
 
@@ -60,13 +59,13 @@ def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float, durabi
     """
     chain = find_log(disk, directory)
     if not chain.current:
-        if lock.has_noted_holder():
+        if lock.has_noted_holder() or CHECKPOINT_NAME in disk.list_names(directory):
             # A new log would make everything that was acknowledged look as if it had never been.
             raise StoreCorruptedError(
                 location=str(directory / str(segment(1))),
                 offset=0,
                 problem="the log is missing, though there was one in this directory; restore it from a backup, or "
-                "remove the lock file as well to begin a new store",
+                "remove the files 'lock' and 'checkpoint' as well to begin a new store",
             )
         create_log(disk, directory, now, durability)
         chain = find_log(disk, directory)

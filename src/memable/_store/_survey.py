@@ -23,7 +23,7 @@ from .._record_json import UnknownRecordError, decode_record
 from .._records import InstanceRecord, InstanceStarted, StoreClosed, StoreOpened
 from .._salvage import Damaged, Intact, Key, Run, choose_runs, corrected, find_lines, readable
 from .._scan import WAY_OUT, Entry, LogScan, entry_of, record_of
-from .._segments import Chain, SegmentName, segment
+from .._segments import SegmentName, segment
 from .._spans import length_of, offset_of, segment_of, span_of
 from ._files import CHUNK_BYTES, read_header, read_places
 from ._lockfile import LogNotes
@@ -94,9 +94,7 @@ class _Tail:
     "Where looking began."
     end: int = attrs.field(default=attrs.Factory(lambda self: self.start, takes_self=True), init=False)
     "Where what was released ends."
-    held: list[_Bad | tuple[Intact, Entry]] = attrs.field(
-        factory=list["_Bad | tuple[Intact, Entry]"], init=False
-    )
+    held: list[_Bad | tuple[Intact, Entry]] = attrs.field(factory=list["_Bad | tuple[Intact, Entry]"], init=False)
     "What was not."
 
     def last_line(self) -> int:
@@ -187,7 +185,7 @@ class LogFilesHeld:
         for place in places:
             name, start = self.name_of(place), offset_of(place)
             end = start - base + length_of(place)
-            if of != name or not 0 <= start - base or end > len(window):
+            if of != name or not start - base >= 0 or end > len(window):
                 size = max(_WINDOW_BYTES, length_of(place))
                 window, base, of = self.file(name).read_at(start, size), start, name
             cut = window.find(b"\n", start - base)
@@ -212,13 +210,12 @@ class Survey:
     One reading of a log. ``walk`` may be called several times: while nothing moves, it gives the same.
     """
 
-    def __init__(self, held: LogFilesHeld, chain: Chain, notes: LogNotes, store_ids: Sequence[str] = ()) -> None:
+    def __init__(self, held: LogFilesHeld, notes: LogNotes, store_ids: Sequence[str] = ()) -> None:
         """
         Read the headers.
 
         Args:
             held: The files.
-            chain: Which they are.
             notes: What the lock file says.
             store_ids: What the store's id may be, if no header tells.
 
@@ -226,7 +223,6 @@ class Survey:
             StoreVersionError: A newer release wrote it.
         """
         self._held = held
-        self._chain = chain
         self._notes = notes
         self.faults: list[Fault] = []
         "Of the last walk."
@@ -302,6 +298,8 @@ class Survey:
     def _reset(self) -> None:
         self.faults = list(self._header_faults)
         self._fault_places = {(fault.file, fault.offset): at for at, fault in enumerate(self.faults)}
+        self._refused = set(self._fault_places)
+        "Where an opener gives up."
         self.record_count = 0
         self.session, self.closed, self.durability = 0, True, "fsync"
         self.crashed: set[int] = set()
@@ -381,8 +379,9 @@ class Survey:
     def _cross_border(self, name: SegmentName, state: LogState) -> Iterator[Hole]:
         before, due = self._state, (state.next_batch, 0)
         if before is not None:
-            known = (before.session, before.closed, before.next_batch)
-            if known != (state.session, state.closed, state.next_batch):
+            # A session may be known to be closed from the lock file alone: on a full disk it is noted there.
+            is_reopened = before.closed and not state.closed
+            if (before.session, before.next_batch) != (state.session, state.next_batch) or is_reopened:
                 problem = (
                     f"the segment begins with batch {state.next_batch} of session {state.session}, though the log "
                     f"before it ends with batch {before.next_batch - 1} of session {before.session}"
@@ -414,6 +413,7 @@ class Survey:
             scan.finish()
             is_whole = True
         except StoreCorruptedError as exc:
+            self._refused.add((str(name), exc.offset))
             self._add(_fault(FaultKind.DAMAGED, name, exc))
         except StoreVersionError:
             # Which one it is, is found below.
@@ -469,6 +469,7 @@ class Survey:
             scan.finish()
             is_whole = True
         except StoreCorruptedError as exc:
+            self._refused.add((str(name), exc.offset))
             self._add(_fault(FaultKind.DAMAGED, name, exc))
         except StoreVersionError:
             # Which one it is, is found below.
@@ -545,7 +546,7 @@ class Survey:
         self.faults = [
             fault
             for fault in self.faults
-            if fault.file != str(name) or fault.offset < torn_from or fault.offset in (0, tail.start)
+            if fault.file != str(name) or fault.offset < torn_from or (fault.file, fault.offset) in self._refused
         ]
         self._fault_places = {(fault.file, fault.offset): at for at, fault in enumerate(self.faults)}
         if torn_from < end:
@@ -586,7 +587,7 @@ class Survey:
             if number == len(runs):
                 runs.append(Run(found.key, found.key, session, session, 1))
             else:
-                runs[-1] = runs[-1]._replace(last=found.key, last_session=session, count=runs[-1].count + 1)
+                runs[-1] = runs[-1]._replace(last=found.key, last_session=session, lines=runs[-1].lines + 1)
         return choose_runs(runs)
 
     def _bounds(self, name: SegmentName) -> tuple[tuple[int, Key], tuple[int, Key]]:

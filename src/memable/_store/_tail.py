@@ -86,13 +86,13 @@ class LogTail:
         """
         return self.is_ended or self.end >= self.segment_bytes or self.header.durability != self.durability
 
-    def append(self, texts: Sequence[bytes], state: LogState, *, sync: bool = True) -> Appended:
+    def append(self, texts: Sequence[bytes], tell_state: Callable[[], LogState], *, sync: bool = True) -> Appended:
         """
         Write a batch of records.
 
         Args:
             texts: The records' JSON. At least one.
-            state: What the log has come to, in case that a segment begins.
+            tell_state: Tells what the log has come to, in case that a segment begins.
             sync: Whether to wait until it is durable.
 
         Raises:
@@ -106,7 +106,7 @@ class LogTail:
         sealed_size = None
         if self.is_full:
             sealed_size = self.end
-            self._begin_segment(state)
+            self._begin_segment(tell_state())
         lines = frame_batch(self.files.seed, self.session, self.next_batch, texts)
         try:
             write_fully(self.file, self.end, b"".join(lines))

@@ -162,8 +162,9 @@ class Upkeep:
                 # It was removed meanwhile.
                 continue
             except (StoreCorruptedError, StoreVersionError) as exc:
-                logger.error("%s; nothing of instance %d is taken for superseded", exc, number)
+                logger.error("%s; what instance %d had forgotten is kept", exc, number)  # noqa: TRY400 - it says all
                 continue
+            await self._rest(0.0)
             places = superseded(records)
             self.space.note_superseded(spans[at] for at in places)
 

@@ -173,7 +173,9 @@ class OpenFileStore:
             clock=clock.now,
             is_ended=log.is_closed_elsewhere,
         )
-        state = attrs.evolve(reading.state, crashed=tuple(sorted(self._crashed)))
+        # Of the others nobody will ever ask: who runs or waits here ran in one of these.
+        sessions = {found.session for found in self._index.live()}
+        state = attrs.evolve(reading.state, crashed=tuple(sorted(self._crashed & sessions)))
         self._committer = Committer(self._tail, worker, self._index, reading.space, state, self._note_progress)
         self._upkeep = Upkeep(
             files=self._files,
