@@ -75,6 +75,24 @@ def property_tests(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """
+    Break the store in each of many ways, in a copy of the checkout, and show which test notices.
+    """
+    session.install(PACKAGE, "--group", "test")
+    session.run("python", "tests/run_mutants.py", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """
+    Cut the power of whole engines, for an hour unless told otherwise. ``-- --story N`` tells one story again.
+    """
+    session.install(PACKAGE, "--group", "test")
+    session.run("python", "-m", "soak", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """
     Run every example in the documentation, and check the commands and files it names.

@@ -8,8 +8,12 @@ what they do to the world outside, by ``step_id``. ``Walk`` says what a body ret
 from __future__ import annotations
 
 import json
+import threading
+import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import attrs
@@ -62,6 +66,8 @@ class Step(_Op):
     retries: int = 0
     caught: bool = False
     "Whether the body goes on if it fails for good."
+    in_thread: bool = False
+    "Whether it runs in a thread. Then it has no retries."
 
 
 @attrs.frozen(repr=False)
@@ -375,6 +381,31 @@ class Walk:
 # The world -----------------------------------------------------------------------------------------------------
 
 
+@attrs.define(eq=False)
+class ThreadCall:
+    """
+    A step in a thread.
+    """
+
+    step_id: str
+    name: str
+    is_handed: bool = False
+    "Whether it was given to a thread."
+    is_over: bool = False
+    "Whether the body has its outcome."
+    released: threading.Event = attrs.field(factory=threading.Event)
+    finished: threading.Event = attrs.field(factory=threading.Event)
+
+    # What trio asks of a limiter: so the event loop knows when a thread is about to begin.
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        await trio.lowlevel.checkpoint()
+        self.is_handed = True
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        pass
+
+
 @attrs.define
 class World:
     """
@@ -392,6 +423,8 @@ class World:
     probes: dict[str, int] = attrs.field(factory=dict)
     done: set[str] = attrs.field(factory=set)
     "Step ids with an outcome that is known to be recorded."
+    failed: set[str] = attrs.field(factory=set)
+    "Step ids of steps that failed for good at least once: somebody may resume them."
     step_ids: dict[tuple[str, str, str], str] = attrs.field(factory=dict)
     "The newest by workflow, instance id and path."
     seen: list[tuple[str, str, str, Any]] = attrs.field(factory=list)
@@ -399,6 +432,16 @@ class World:
     wrongs: list[str] = attrs.field(factory=list)
     called: dict[str, int] = attrs.field(factory=dict)
     "How often each step was called, by name."
+    executing: list[tuple[str, str]] = attrs.field(factory=list)
+    "What executes now: its kind, and its name."
+    live: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    "How many bodies of each instance are in memory now."
+    mistyped: set[str] = attrs.field(factory=set)
+    "Step ids that the code of this session gives another type than what is recorded."
+    unregistered: set[tuple[str, str, str]] = attrs.field(factory=set)
+    "Compensations that the code of this session does not register, by workflow, instance id and path."
+    in_threads: list[ThreadCall] = attrs.field(factory=list)
+    "Steps of this session that may be in a thread."
     is_spread: bool = False
     "Whether no two things take equally long, so that nothing depends on the order of tasks."
 
@@ -424,7 +467,12 @@ class World:
         for name, retention in WORKFLOWS.items():
 
             async def body(ctx: memable.Context, given: int) -> Any:
-                return await _Body(self, ctx, "", workflows).perform(self.programs[given])
+                instance = ctx.workflow_name, ctx.instance_id
+                self.live[instance] += 1
+                try:
+                    return await _Body(self, ctx, "", workflows).perform(self.programs[given])
+                finally:
+                    self.live[instance] -= 1
 
             workflows[name] = memable.workflow(name=name, retention=retention)(body)
         return workflows
@@ -434,7 +482,8 @@ class World:
         Be a step: fail so often, then return.
         """
         calls = self._count(step_id, name)
-        await trio.sleep(self.spread(STEP_S, name))
+        with self._executes("step", name):
+            await trio.sleep(self.spread(STEP_S, name))
         if calls <= failures:
             raise ConnectionError(f"{name} {calls}")
         return f"{name} {calls}"
@@ -447,10 +496,11 @@ class World:
         if step_id in self.happened:
             self.wrongs.append(f"{name} happened twice")
         try:
-            await trio.sleep(self.spread(STEP_S / 2, name))
-            if not fails:
-                self.happened[step_id] = f"{name} {calls}"
-            await trio.sleep(STEP_S / 2)
+            with self._executes("effect", name):
+                await trio.sleep(self.spread(STEP_S / 2, name))
+                if not fails:
+                    self.happened[step_id] = f"{name} {calls}"
+                await trio.sleep(STEP_S / 2)
         except trio.Cancelled:
             self.wrongs.append(f"{name} was cancelled half-way")
             raise
@@ -463,12 +513,73 @@ class World:
         Tell whether an effect has happened.
         """
         self.probes[step_id] = self.probes.get(step_id, 0) + 1
-        await trio.sleep(STEP_S)
+        with self._executes("probe", name):
+            await trio.sleep(STEP_S)
         if probe == "shy" and self.probes[step_id] == 1:
             raise ConnectionError("not now")
         if step_id not in self.happened:
             raise memable.NotDoneError
         return self.happened[step_id]
+
+    def call_in_thread(self, call: ThreadCall, failures: int) -> str:
+        """
+        Be a step in a thread, which is done when the event loop says so.
+        """
+        calls = self._count(call.step_id, call.name)
+        call.released.wait()
+        call.finished.set()
+        if calls <= failures:
+            raise ConnectionError(f"{call.name} {calls}")
+        return f"{call.name} {calls}"
+
+    def begin_in_thread(self, step_id: str, name: str) -> ThreadCall:
+        """
+        Return what a step in a thread goes by. The event loop lets it go on after a while of virtual time.
+        """
+        call = ThreadCall(step_id, name)
+        self.in_threads.append(call)
+        trio.lowlevel.spawn_system_task(self._release, call)
+        return call
+
+    async def _release(self, call: ThreadCall) -> None:
+        try:
+            while not (call.is_over or call.is_handed):  # noqa: ASYNC110 - virtual time goes on meanwhile
+                await trio.sleep(STEP_S)
+            await trio.sleep(STEP_S)
+        finally:
+            call.released.set()
+        if call.is_handed:
+            # So that the event loop hears of it at the same moment in each run.
+            call.finished.wait(1)
+            for _ in range(1000):
+                if trio.lowlevel.current_statistics().run_sync_soon_queue_size:
+                    break
+                time.sleep(5e-5)  # noqa: ASYNC251 - the event loop is to stand still
+            time.sleep(1e-4)  # noqa: ASYNC251 - as above
+
+    def end_session(self) -> None:
+        """
+        Let threads end that nobody waits for, and forget what the process had in memory.
+        """
+        for call in self.in_threads:
+            call.released.set()
+            if call.is_handed:
+                call.finished.wait(1)
+        self.in_threads.clear()
+        self.executing.clear()
+        self.live.clear()
+        self.mistyped.clear()
+        self.unregistered.clear()
+
+    @contextmanager
+    def _executes(self, kind: str, name: str) -> Iterator[None]:
+        what = kind, name
+        self.executing.append(what)
+        try:
+            yield
+        finally:
+            if what in self.executing:
+                self.executing.remove(what)
 
     def _count(self, step_id: str, name: str) -> int:
         if step_id in self.done:
@@ -509,7 +620,9 @@ class _Body:
             if error.key != self.prefix + key:
                 raise
             outcome = self._see(key, ["failed", error.error.message])
-            self.world.done.add(self._step_id(key)[0])
+            step_id = self._step_id(key)[0]
+            self.world.done.add(step_id)
+            self.world.failed.add(step_id)
             if not getattr(op, "caught", False):
                 raise
             return outcome
@@ -544,6 +657,8 @@ class _Body:
         ctx, world = self.ctx, self.world
         step_id, name = self._step_id(key)
         if isinstance(op, Compensate):
+            if (ctx.workflow_name, ctx.instance_id, self.prefix + key) in world.unregistered:
+                return "registered"
             if op.once:
                 asks = world.probe if op.probe else None
                 arguments = (step_id, name, op.fails, op.probe)
@@ -551,14 +666,28 @@ class _Body:
             else:
                 await ctx.compensate(key, world.call, step_id, name, 1000 if op.fails else 0, retry=None)
             return "registered"
-        if isinstance(op, Step):
+        if isinstance(op, Step) and op.in_thread:
+            value = await self._work_in_thread(op, key, step_id, name)
+        elif isinstance(op, Step):
+            returns: Any = int if step_id in world.mistyped else str
             retry = memable.RetryPolicy.fixed(op.retries, BACKOFF_S) if op.retries else None
-            value = await ctx.step(key, world.call, step_id, name, op.failures, retry=retry)
+            value = await ctx.step(key, world.call, step_id, name, op.failures, retry=retry, returns=returns)
         else:
             asks = world.probe if op.probe else None
             value = await ctx.step(key, world.effect, step_id, name, op.fails, op.probe, once=True, probe=asks)
         world.done.add(step_id)
         return self._see(key, value)
+
+    async def _work_in_thread(self, op: Step, key: str, step_id: str, name: str) -> str:
+        world = self.world
+        call = world.begin_in_thread(step_id, name)
+        limiter: Any = call
+        try:
+            return await self.ctx.step_in_thread(
+                key, world.call_in_thread, call, op.failures, retry=None, limiter=limiter
+            )
+        finally:
+            call.is_over = True
 
     async def _wait(self, op: Suspend | Sleep, key: str) -> Any:
         if isinstance(op, Sleep):

@@ -5,6 +5,7 @@ Compensations when the process dies, when the code has lost them, and when an in
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -602,6 +603,66 @@ async def test_cancel_of_an_instance_with_an_unknown_outcome_compensates(autojum
         assert await engine.cancel(workflow, INSTANCE)
         assert await engine.state(workflow, INSTANCE) == memable.Cancelled()
     assert len(copies) == 1
+    assert undo.done == ["a"]
+
+
+async def test_cancelled_instance_with_an_unknown_outcome_waits_for_an_answer(autojump_clock: object):
+    """
+    A compensation of a cancelled instance whose outcome is unknown is not asked about anew at each open.
+    """
+    store, undo = memable.InMemoryStore(), Undo()
+    copies: list[memable.InMemoryStore] = []
+
+    async def effect() -> None:
+        copies.append(store.crashed_copy())
+
+    async def body(ctx: memable.Context) -> None:
+        await register(ctx, undo, "a")
+        await ctx.compensate("pay back", effect, once=True)
+        await ctx.suspend(GO)
+
+    workflow = workflow_of(body)
+    async with memable.open_engine(store, workflows=[workflow]) as engine:
+        await (await engine.invoke(workflow, instance_id=INSTANCE)).wait()
+        await engine.cancel(workflow, INSTANCE, reason="why")
+    undo.done.clear()
+    for _ in range(2):
+        async with memable.open_engine(copies[0], workflows=[workflow]) as engine:
+            assert isinstance(await ending_of(await engine.get(workflow, INSTANCE)), memable.Blocked)
+            count = len(copies[0]._records)
+    async with memable.open_engine(copies[0], workflows=[workflow]) as engine:
+        assert len(copies[0]._records) == count
+        await engine.settle(workflow, INSTANCE, "pay back", value=None)
+        assert await ending_of(await engine.get(workflow, INSTANCE)) == memable.Cancelled("why")
+    assert len(copies) == 1
+    assert undo.done == ["a"]
+
+
+async def test_cancel_of_an_unregistered_instance_with_an_unknown_outcome_is_carried_out(autojump_clock: object):
+    """
+    Somebody who cancels an instance that waits for an answer does not want it to wait for that.
+    """
+    store, undo = memable.InMemoryStore(), Undo()
+    copies: list[memable.InMemoryStore] = []
+
+    async def effect() -> None:
+        copies.append(store.crashed_copy())
+
+    async def body(ctx: memable.Context) -> None:
+        await register(ctx, undo, "a")
+        await ctx.step("pay", effect, once=True)
+
+    workflow = workflow_of(body)
+    await run_body(body, store=store)
+    async with memable.open_engine(copies[0], workflows=[workflow]) as engine:
+        assert isinstance(await ending_of(await engine.get(workflow, INSTANCE)), memable.Blocked)
+    async with memable.open_engine(copies[0]) as engine:
+        with trio.move_on_after(5):
+            with suppress(memable.WorkflowBlockedError):
+                await engine.cancel("w", INSTANCE, reason="why")
+        assert undo.done == []
+    async with memable.open_engine(copies[0], workflows=[workflow]) as engine:
+        assert await ending_of(await engine.get(workflow, INSTANCE)) == memable.Cancelled("why")
     assert undo.done == ["a"]
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -229,11 +230,11 @@ class ReplacingDisk(RealDisk):
 
     replaced = False
 
-    def _lock(self, path: Path, file: object) -> RealLock | None:
+    def _lock(self, path: Path, *opened: Any) -> RealLock | None:
         if not self.replaced:
             self.replaced = True
             path.unlink()
-        return super()._lock(path, file)  # type: ignore[arg-type]  # what the base class gave
+        return super()._lock(path, *opened)
 
 
 def test_lock_is_on_the_file_at_the_path(tmp_path: Path):

@@ -459,3 +459,53 @@ async def test_memo_only_run_of_a_fan_out_that_failed_registers_all_of_its_child
     order, undo.done = undo.done, []
     assert isinstance(await run_body(body, store=copies[0]), memable.Failed)
     assert undo.done == order
+
+
+@pytest.mark.parametrize("how", ["registers and waits", "waits", "waits for a task", "waits in a fan-out"])
+async def test_memo_only_run_goes_on_behind_a_fan_out_that_failed(how: str, autojump_clock: object):
+    """
+    Children that wait where the failure of another cancelled them hold nothing up: what comes after is registered.
+    """
+    undo = Undo()
+    copies: list[memable.InMemoryStore] = []
+    store = memable.InMemoryStore()
+
+    async def crash(name: str) -> None:
+        copies.append(store.crashed_copy())
+        await undo(name)
+
+    async def grandchild(ctx: memable.Context, item: int) -> None:
+        await ctx.compensate("undo", crash, "grandchild")
+        await ctx.suspend(GO)
+
+    async def child(ctx: memable.Context, item: int) -> None:
+        if item == 0:
+            if how != "waits":
+                await ctx.compensate("undo", crash, "child 0")
+            if how == "waits for a task":
+                await trio.sleep_forever()
+            if how == "waits in a fan-out":
+                await ctx.fan_out("inner", grandchild, [0])
+            await ctx.suspend(GO)
+        if item == 1:
+            await ctx.compensate("undo", crash, "child 1")
+            return
+        await trio.testing.wait_all_tasks_blocked()
+        raise ValueError("failed")
+
+    async def body(ctx: memable.Context) -> None:
+        await ctx.compensate("first", crash, "first")
+        with pytest.raises(memable.ChildFailedError):
+            await ctx.fan_out("f", child, [0, 1, 2])
+        await ctx.compensate("last", crash, "last")
+        raise ValueError("failed")
+
+    assert isinstance(await run_body(body, store=store), memable.Failed)
+    order, undo.done = undo.done, []
+    assert order[0] == "last"
+    assert order[-1] == "first"
+    began = trio.current_time()
+    assert isinstance(await run_body(body, store=copies[0]), memable.Failed)
+    assert undo.done == order
+    is_patient = how == "waits for a task"
+    assert (trio.current_time() - began >= MEMO_ONLY_PATIENCE_S) == is_patient

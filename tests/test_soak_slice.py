@@ -1,0 +1,93 @@
+"""
+A short slice of the soak: whole engines over a disk that loses power, and that the soak notices what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import pytest
+
+from memable._records import InstanceRecord, StepCompleted
+from memable._store._protocol import OpenStore
+from soak.driver import tell_stories
+from soak.story import Story
+from wrapped_store import WrappedStore, Wrapper
+
+#: The same ones in each run: they take some ten seconds.
+STORIES = range(1, 71)
+
+
+def test_slice_of_the_soak_finds_nothing_wrong() -> None:
+    """
+    Stories of engines that lose power, are killed and meet failing disks end as they must.
+    """
+    tally = tell_stories(STORIES)
+    assert [(one.number, one.problem) for one in tally.failed] == []
+    assert tally.counts["stories"] == len(STORIES)
+    assert tally.counts["power cuts"] >= 10 * len(STORIES)
+    assert tally.counts["kills"] >= len(STORIES) / 2
+    assert tally.counts["faults"] >= len(STORIES) / 2
+    assert tally.totals()["acknowledged records lost"] == 0
+    assert tally.totals()["memoised steps re-executed"] == 0
+
+
+def test_story_is_reproducible() -> None:
+    """
+    A story follows from its number: told again, it is the same one.
+    """
+    first, again = tell_stories(range(200, 210)), tell_stories(range(200, 210))
+    assert (again.counts, again.states, again.phases, again.calls) == (
+        first.counts,
+        first.states,
+        first.phases,
+        first.calls,
+    )
+
+
+# What must be caught -----------------------------------------------------------------------------------------------
+
+
+class ForgetfulStore(Wrapper):
+    """
+    Does not show the outcomes of steps to a run that begins again.
+    """
+
+    async def load(self, number: int) -> Sequence[InstanceRecord]:
+        return [record for record in await self.inner.load(number) if not isinstance(record, StepCompleted)]
+
+
+def lie_about_syncs(story: Story) -> None:
+    story.is_lying = True
+
+
+def acknowledge_early(story: Story) -> None:
+    story.wrap = lambda store: attrs.evolve(store, durability="os")
+
+
+def wrapping(wrap: Callable[[OpenStore], Any]) -> Callable[[Story], None]:
+    def plant(story: Story) -> None:
+        story.wrap = lambda store: WrappedStore(wrap, store)
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("plant", "problems"),
+    [
+        pytest.param(lie_about_syncs, ("AcknowledgedLostError",), id="disk-that-lies-about-syncs"),
+        pytest.param(acknowledge_early, ("AcknowledgedLostError",), id="store-that-acknowledges-early"),
+        pytest.param(wrapping(ForgetfulStore), ("ReexecutedError",), id="store-that-forgets-memos"),
+    ],
+)
+def test_soak_catches_a_planted_defect(plant: Callable[[Story], None], problems: tuple[str, ...]) -> None:
+    """
+    A soak that could not fail would prove nothing: it names what a lying disk or store has broken.
+    """
+    tally = tell_stories(STORIES[:30], plant)
+    found = {one.problem.partition(":")[0] for one in tally.failed}
+    assert found.issuperset(problems)
+    counted = "acknowledged records lost" if "AcknowledgedLostError" in problems else "memoised steps re-executed"
+    assert tally.totals()[counted] > 0
