@@ -13,10 +13,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import compaction
 import concurrent_steps
 import fan_out
 import import_time
 import machine
+import opening
 import replay
 import sequential_steps
 import short_workflows
@@ -31,6 +33,8 @@ WORKLOADS: dict[str, Callable[[Settings], list[Figure]]] = {
     "replay": replay.measure,
     "import": import_time.measure,
     "store": store_append.measure,
+    "opening": opening.measure,
+    "compaction": compaction.measure,
     "short": short_workflows.measure,
     "timers": timers.measure,
     "suspended": suspended.measure,
