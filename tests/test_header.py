@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from memable._error_info import ErrorInfo
-from memable._header import MAX_HEADER_ERROR_CHARS, InstanceHeader, header_of
+from memable._header import MAX_HEADER_ERROR_CHARS, PROGRESS_KINDS, InstanceHeader, header_of
 from memable._records import (
     INSTANCE_RECORDS,
     BranchStarted,
@@ -280,3 +280,17 @@ def test_header_of_an_unfinished_instance_refuses_retirement(before: list[Any]):
     """
     with pytest.raises(ValueError, match="instance 7 is retired, but has not ended"):
         header(*before, InstanceRetired)
+
+
+@pytest.mark.parametrize("cls", INSTANCE_RECORDS)
+def test_progress_of_a_running_instance_changes_only_number_and_time(cls: type[InstanceRecord]):
+    """
+    The kinds that recovery reads in passing, and only those, change no more in the header of one that simply runs.
+    """
+    if cls in {InstanceStarted, InstanceRetired}:
+        assert cls.kind not in PROGRESS_KINDS
+        return
+    found = header((cls, {"status": None} if "status" in attrs.fields_dict(cls) else {}))
+    passed = attrs.evolve(header(), seq=found.seq, updated_at=found.updated_at, recoveries=0)
+    # A branch that is an instance of its own is a child.
+    assert (found == passed) is (cls.kind in PROGRESS_KINDS or cls is BranchStarted)

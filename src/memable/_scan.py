@@ -25,7 +25,7 @@ from zlib import crc32
 import attrs
 
 from ._errors import StoreCorruptedError, StoreVersionError
-from ._frames import FORMAT_VERSION, MAX_PREFIX_BYTES, PREFIX, Line, LogState, find_line_start, parse_line
+from ._frames import FORMAT_VERSION, MAX_PREFIX_BYTES, Line, LogState, find_line_start, parse_line
 from ._record_json import UnknownRecordError, decode_record
 from ._records import INSTANCE_RECORDS, Record, StoreClosed, StoreOpened
 
@@ -33,7 +33,10 @@ from ._records import INSTANCE_RECORDS, Record, StoreClosed, StoreOpened
 DURABILITIES = ("fsync", "os")
 _CLOSING = b'{"kind":"store_closed"'
 #: A line with a record of an instance, as this release writes it: what comes first of each is enough for most.
-_RECORD = re.compile(PREFIX.pattern + rb'\{"kind":"([a-z_]+)","instance":([0-9]+),"seq":([0-9]+),"at":([-+.0-9e]+)[,}]')
+_RECORD = re.compile(
+    rb"([0-9a-f]{8}) ([0-9]{1,12}\.[0-9]{1,18})\.([0-9]{1,12})([+;]) "
+    rb'\{"kind":"([a-z_]+)","instance":([0-9]+),"seq":([0-9]+),"at":([-+.0-9e]+)[,}]'
+)
 _KINDS = frozenset(cls.kind.encode() for cls in INSTANCE_RECORDS)
 
 WAY_OUT = (
@@ -76,8 +79,8 @@ def entry_of(line: bytes, text: bytes, location: str, start: int, end: int) -> E
         StoreVersionError: Its record is of a kind or shape that this release does not know.
     """
     found = _RECORD.match(line)
-    if found is not None and found[6] in _KINDS:
-        return (line, found[6], int(found[7]), int(found[8]), float(found[9]), start, end)
+    if found is not None and found[5] in _KINDS:
+        return (line, found[5], int(found[6]), int(found[7]), float(found[8]), start, end)
     return _entry(_decode(text, location, start), line, start, end)
 
 
@@ -207,17 +210,16 @@ class LogScan:
             lines[0] = b"".join([*self._pending, lines[0]])
             self._pending.clear()
         self._hopeless = False
-        match, seed, partial = _RECORD.match, self._seed, self._partial
+        match, seed, partial, due = _RECORD.match, self._seed, self._partial, self._due()
         for line in lines:
             start = self._offset
             end = self._offset = start + len(line) + 1
             found = match(line)
             if found is not None and self._bad_from is None and not self.closed:
                 # The usual line, quickly: recovery may see millions of them.
-                stored, session, number_in_log, index, mark, kind, number, seq, at = found.groups()
+                stored, place, index, mark, kind, number, seq, at = found.groups()
                 if (
-                    int(number_in_log) == self.next_batch
-                    and int(session) == self.session
+                    place == due
                     and int(index) == len(partial)
                     and kind in _KINDS
                     and int(stored, 16) == crc32(line[9:], seed)
@@ -227,11 +229,11 @@ class LogScan:
                     partial.append((line, kind, int(number), int(seq), time, start, end))
                     if mark == b";":
                         yield self._end_batch()
-                        partial = self._partial
+                        partial, due = self._partial, self._due()
                     continue
             if (batch := self._take(line, start)) is not None:
                 yield batch
-            partial = self._partial
+            partial, due = self._partial, self._due()
         if rest:
             self._keep(rest)
 
@@ -289,6 +291,10 @@ class LogScan:
         self.newest_at = max(self.newest_at, record.at)
         self._partial.append(_entry(record, line.text, start, self._offset))
         return self._end_batch() if line.is_last else None
+
+    def _due(self) -> bytes:
+        """Return the session and the batch that are due, as a line says them."""
+        return b"%d.%d" % (self.session, self.next_batch)
 
     def _end_batch(self) -> list[Entry]:
         batch, self._partial = self._partial, []

@@ -100,14 +100,22 @@ class LogFiles:
 
     def read_journal(self, number: int, spans: Sequence[int]) -> list[InstanceRecord]:
         """
-        Return the records in the lines with these spans, all of instance *number*.
+        Return the records in the lines with these spans, all of instance *number*. See ``read_lines``.
+        """
+        return [record for _, record in self.read_lines(number, spans)]
+
+    def read_lines(self, number: int, spans: Sequence[int]) -> list[tuple[int, InstanceRecord]]:
+        """
+        Return the records in the lines with these spans, all of instance *number*, each with its span.
+
+        Lines that a compaction has left out, since they were superseded, are left out here, too.
 
         Raises:
             StoreCorruptedError: A line is not what it was when it was written or recovered.
             StoreVersionError: One is of a shape that this release does not know.
             OSError: They cannot be read.
         """
-        records: list[InstanceRecord] = []
+        lines: list[tuple[int, InstanceRecord]] = []
         at = 0
         tries = 0
         while at < len(spans):
@@ -122,20 +130,21 @@ class LogFiles:
                 if tries > _MAX_TRIES or name in self.names:
                     raise
                 continue
-            records.extend(found)
+            lines.extend(found)
             at = end
-        return records
+        return lines
 
     def _name_of(self, segment: int) -> SegmentName:
         names = self.names
         return names[bisect_right(names, segment, key=_first) - 1]
 
-    def _read_from(self, name: SegmentName, number: int, spans: Sequence[int]) -> list[InstanceRecord]:
+    def _read_from(self, name: SegmentName, number: int, spans: Sequence[int]) -> list[tuple[int, InstanceRecord]]:
         path = self.path(name)
         file = self.disk.open_to_read(path)
         try:
             places = self._places(name, file) if name.is_compacted else None
             lines: list[tuple[int, int]] = []
+            kept: list[int] = []
             for span in spans:
                 try:
                     start = offset_of(span) if places is None else places.position(span)
@@ -143,7 +152,9 @@ class LogFiles:
                     # It was superseded, and a compaction has left it out since the span was noted.
                     continue
                 lines.append((start, start + length_of(span)))
-            return [record for group in _neighbours(lines) for record in self._read_group(file, path, number, group)]
+                kept.append(span)
+            records = (record for group in _neighbours(lines) for record in self._read_group(file, path, number, group))
+            return list(zip(kept, records, strict=True))
         finally:
             file.close()
 

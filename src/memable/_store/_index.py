@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import islice
 from weakref import WeakSet, WeakValueDictionary
@@ -22,9 +22,11 @@ from weakref import WeakSet, WeakValueDictionary
 import attrs
 
 from .._ended_table import PAGE_BITS
-from .._header import InstanceHeader, header_of
+from .._header import PROGRESS_KINDS, InstanceHeader, header_of
 from .._packed_multimap import Parts
 from .._records import InstanceRecord, InstanceResumed, InstanceRetired, InstanceStarted
+from .._scan import Entry
+from .._spans import SIZE_CLASSES, size_class, span_of
 from .._states import MetadataStatus
 from ._admission import Admission
 from ._ended_index import EndedIndex
@@ -37,6 +39,10 @@ OnRemoved = Callable[[int, "array[int]", int], None]
 "Told the number of an instance that was retired, the spans of its records, and that of its retirement."
 
 _RUNNING = MetadataStatus.RUNNING
+#: Kinds of records of which only number, sequence number and time matter, as long as nothing is unusual.
+_PROGRESS = frozenset(kind.encode() for kind in PROGRESS_KINDS)
+_STATUS_TEXT = b'"status":'
+_SHORT = len(SIZE_CLASSES)
 _SLOT_MASK = (1 << PAGE_BITS) - 1
 #: The list of live numbers is cleaned up when more than these, and more than half, are no longer live.
 _MIN_STALE = 64
@@ -467,6 +473,33 @@ class HeaderIndex:
         header.updated_at = at
         spans.append(span)
         return True
+
+    def replay_batch(self, batch: Iterable[Entry], segment: int, other: Callable[[Entry, int], None]) -> None:
+        """
+        Do what ``replay`` does for records that say no more than that their instances make progress.
+
+        Recovery may see millions of them, so they are looked at no closer than that takes.
+
+        Args:
+            batch: Lines of the log.
+            segment: The segment that they were first written to.
+            other: Called for each line in which there may be more, with its span.
+        """
+        live_of = self._live.get
+        base = span_of(segment, 0, 1)
+        for entry in batch:
+            line, kind, number, seq, at, start, end = entry
+            length = end - start
+            span = base | start << 8 | (SIZE_CLASSES[length] if length < _SHORT else size_class(length))
+            if kind in _PROGRESS and (live := live_of(number)) is not None and _STATUS_TEXT not in line:
+                header = live[0]
+                if header.status is _RUNNING and seq > header.seq and not header.needs_resume:
+                    header.recoveries = 0
+                    header.seq = seq
+                    header.updated_at = at
+                    live[1].append(span)
+                    continue
+            other(entry, span)
 
     def orphans(self) -> dict[int, int]:
         """

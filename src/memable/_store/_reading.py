@@ -7,6 +7,7 @@ Synchronous. Changes nothing, so that readers beside a live engine use it, too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from .._disk import Disk, DiskFile
 from .._encoded import Encoded
 from .._errors import StorageError, StoreCorruptedError
 from .._frames import LogState, SegmentHeader, seed_of
-from .._header import PROGRESS_KINDS, InstanceHeader
+from .._header import InstanceHeader
 from .._json import loads
 from .._records import (
     InstanceCompleted,
@@ -29,14 +30,12 @@ from .._records import (
 )
 from .._scan import WAY_OUT, Entry, LogScan, record_of
 from .._segments import Chain, SegmentName, segment
-from .._spans import MAX_OFFSET, SIZE_CLASSES, segment_of, size_class, span_of
+from .._spans import MAX_OFFSET, segment_of, span_of
 from ._checkpoint import Checkpoint
 from ._files import CHUNK_BYTES, LogFiles, read_header, read_places
 from ._index import HeaderIndex
 from ._space import Space
 
-#: Kinds of records of which only number, sequence number and time matter, as long as nothing is unusual.
-_PROGRESS = frozenset(kind.encode() for kind in PROGRESS_KINDS)
 _STATUS = b'"status":'
 _OF_STORE = frozenset((StoreOpened.kind.encode(), StoreClosed.kind.encode()))
 _RETIRED = InstanceRetired.kind.encode()
@@ -44,7 +43,6 @@ _STARTED = InstanceStarted.kind.encode()
 _COMPLETED = InstanceCompleted.kind.encode()
 _VALUE = b',"value":'
 _NOTHING = Encoded("", b"null")
-_SHORT = len(SIZE_CLASSES)
 
 
 @attrs.define(eq=False)
@@ -204,9 +202,10 @@ class _LogReader:
             self._check_border(location, state)
         is_sealed = name is not self._names[-1]
         scan = LogScan.at(location, self._seed, start, state, is_sealed=is_sealed)
+        replay_batch, take = self._index.replay_batch, partial(self._take, location)
         for chunk in self._chunks(file, start, None):
             for batch in scan.feed(chunk):
-                self._replay(batch, name.first, location)
+                replay_batch(batch, name.first, take)
         scan.finish()
         self._state = scan.state(0)
         return scan
@@ -218,7 +217,7 @@ class _LogReader:
         scan = CompactedScan(location, self._seed, header.compacted, places.stretches(), start)
         for chunk in self._chunks(file, start, start + header.compacted.size):
             for entry, span in scan.feed(chunk):
-                self._replay_one(entry, span, location)
+                self._take(location, entry, span)
         scan.finish()
         self._state = None
 
@@ -244,24 +243,6 @@ class _LogReader:
             self._read_bytes += len(chunk)
             yield chunk
 
-    def _replay(self, batch: list[Entry], number: int, location: str) -> None:
-        """Take in a batch; what is usual in it, quickly: recovery may see millions of records."""
-        progress = self._index.replay_progress
-        base = span_of(number, 0, 1)
-        for entry in batch:
-            line, kind, instance, seq, at, start, end = entry
-            length = end - start
-            span = base | start << 8 | (SIZE_CLASSES[length] if length < _SHORT else size_class(length))
-            if kind in _PROGRESS:
-                if _STATUS not in line and progress(instance, seq, at, span):
-                    continue
-            elif kind == _STARTED:
-                if self._replay_start(line, instance, seq, at, span):
-                    continue
-            elif kind in _OF_STORE:
-                continue
-            self._replay_one(entry, span, location)
-
     def _replay_start(self, line: bytes, number: int, seq: int, at: float, span: int) -> bool:
         """Take in the start of an instance, unless anything about it is unusual; return whether that was done."""
         cut = line.find(_VALUE)
@@ -282,12 +263,14 @@ class _LogReader:
         self._index.replay_start(header, span)
         return self._index.has(number)
 
-    def _replay_one(self, entry: Entry, span: int, location: str) -> None:
-        """Take in a record that is not as usual."""
-        kind, number = entry[1], entry[2]
-        if kind == _COMPLETED and _STATUS not in entry[0]:
+    def _take(self, location: str, entry: Entry, span: int) -> None:
+        """Take in a record that may say more than that its instance makes progress."""
+        line, kind, number, seq, at = entry[:5]
+        if kind in _OF_STORE or (kind == _STARTED and self._replay_start(line, number, seq, at, span)):
+            return
+        if kind == _COMPLETED and _STATUS not in line:
             # What it came to is nobody's business here.
-            ended = InstanceCompleted(instance=number, seq=entry[3], at=entry[4], value=_NOTHING)
+            ended = InstanceCompleted(instance=number, seq=seq, at=at, value=_NOTHING)
             if self._index.replay_next(ended, span):
                 return
         if kind == _RETIRED and not self._index.has(number):

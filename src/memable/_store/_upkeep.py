@@ -57,8 +57,8 @@ class Upkeep:
     store_id: str
     segment_bytes: int
     clock: Clock
-    load: Callable[[int], Awaitable[Sequence[InstanceRecord]]]
-    "Returns the journal of an instance."
+    load: Callable[[int], Awaitable[Sequence[tuple[int, InstanceRecord]]]]
+    "Returns the journal of an instance, each record with its span."
     tail: LogTail
     checkpoint_segment: int = 0
     "The segment that the checkpoint begins in; 0 if there is none."
@@ -155,9 +155,7 @@ class Upkeep:
         while self._to_examine:
             number = self._to_examine.pop()
             try:
-                records = await self.load(number)
-                # There may be more of them by now, but those in front are the ones that were read.
-                spans = self.index.spans(number)
+                lines = await self.load(number)
             except KeyError:
                 # It was removed meanwhile.
                 continue
@@ -165,8 +163,9 @@ class Upkeep:
                 logger.error("%s; what instance %d had forgotten is kept", exc, number)  # noqa: TRY400 - it says all
                 continue
             await self._rest(0.0)
-            places = superseded(records)
-            self.space.note_superseded(spans[at] for at in places)
+            places = superseded([record for _, record in lines])
+            if self.index.has(number):
+                self.space.note_superseded(lines[at][0] for at in places)
 
     # Checkpoints ---------------------------------------------------------------------------------------------
 

@@ -185,7 +185,7 @@ class OpenFileStore:
             store_id=self._store_id,
             segment_bytes=segment_bytes,
             clock=clock,
-            load=self.load,
+            load=self._load_lines,
             tail=self._tail,
             checkpoint_segment=log.checkpoint_segment,
             checkpoint_bytes=log.checkpoint_bytes,
@@ -275,6 +275,9 @@ class OpenFileStore:
         """
         Return the journal of instance *number*, oldest record first.
         """
+        return [record for _, record in await self._load_lines(number)]
+
+    async def _load_lines(self, number: int) -> Sequence[tuple[int, InstanceRecord]]:
         self._committer.check_open()
         while True:
             spans = self._index.spans(number)
@@ -285,8 +288,8 @@ class OpenFileStore:
                 if self._index.has(number) and self._index.spans(number)[: len(spans)] == spans:
                     raise
 
-    async def _read(self, number: int, spans: Sequence[int]) -> Sequence[InstanceRecord]:
-        read = partial(self._files.read_journal, number, spans)
+    async def _read(self, number: int, spans: Sequence[int]) -> Sequence[tuple[int, InstanceRecord]]:
+        read = partial(self._files.read_lines, number, spans)
         try:
             if isinstance(self._worker, InlineWorker):
                 await trio.lowlevel.checkpoint()
