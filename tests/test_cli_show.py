@@ -427,6 +427,7 @@ def test_advice_for_blocked_instances():
     resume, forget = "await engine.resume('w', 'i')", "await engine.resume('w', 'i', forget=[...])"
     for error, text in (
         (memable.RecoveryLimitError(workflow="w", instance_id="i", recoveries=3), "brings the process down"),
+        (memable.RecordsLostError(workflow="w", instance_id="i", lost="..."), "what it has done already"),
         (memable.WorkflowCodeError("wrong"), "Mend the code"),
         (ValueError("wrong"), "as far as an earlier run"),
         (memable.CompensationLostError(workflow="w", instance_id="i", keys=("undo",)), "register that compensation"),

@@ -323,6 +323,14 @@ ERRORS: list[tuple[memable.MemableError, str, tuple[type, ...]]] = [
         (),
     ),
     (
+        memable.RecordsLostError(**INSTANCE, lost="its record 7 is lost"),
+        (
+            f"{HERE}: the store was damaged and repaired, and its record 7 is lost; what is lost runs again: find out "
+            "what it has done already, then engine.resume(...)"
+        ),
+        (),
+    ),
+    (
         memable.EngineStoppedError(operation="engine.invoke"),
         "engine.invoke: the engine has stopped; open the store again with open_engine(...)",
         (),

@@ -743,6 +743,9 @@ class WorkflowBlockedError(_InstanceError):
     def __str__(self) -> str:
         if self.error.matches(RecoveryLimitError):
             remedy = "find out whether it brings the process down, then engine.resume(...) it"
+        elif self.error.matches(RecordsLostError):
+            # Here, that nothing is lost would be wrong.
+            return f"{_of(self.workflow, self.instance_id, self.key)}: blocked by {self.error}"
         elif self.error.matches(OutcomeUnknownError):
             remedy = "find out whether the effect happened, then engine.settle(...) it"
         else:
@@ -777,6 +780,22 @@ class RecoveryLimitError(_InstanceError):
         return (
             f"{_of(self.workflow, self.instance_id)}: was running at {self.recoveries} crashes in a row without a "
             f"new record; find out whether it brings the process down, then engine.resume(...)"
+        )
+
+
+@attrs.define(slots=False, eq=False, kw_only=True)
+class RecordsLostError(_InstanceError):
+    """
+    The store was damaged, and records of the instance are lost, or may be. It is no longer run by itself.
+    """
+
+    lost: str
+    "What is lost, or may be."
+
+    def __str__(self) -> str:
+        return (
+            f"{_of(self.workflow, self.instance_id)}: the store was damaged and repaired, and {self.lost}; what is "
+            f"lost runs again: find out what it has done already, then engine.resume(...)"
         )
 
 

@@ -7,7 +7,7 @@ space: without them, the journal folds to the same, and so does the header.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ._keys import SEPARATOR
 from ._records import (
@@ -30,22 +30,39 @@ def superseded(records: Sequence[InstanceRecord]) -> list[int]:
     """
     found: list[int] = []
     forgotten: set[str] = set()
+    containing: set[str] = set()
+    "What contains something that was forgotten."
     is_anew = False
     for at in range(len(records) - 1, -1, -1):
         record = records[at]
         if isinstance(record, InstanceResumed):
             is_anew = is_anew or record.anew
             forgotten.update(record.forgotten)
+            for path in record.forgotten:
+                containing.update(_ancestors(path))
         elif (
             isinstance(record, _Outcome)
             and getattr(record, "status", None) is None
-            and (is_anew or any(_is_dropped(record.path, path) for path in forgotten))
+            and (is_anew or _is_dropped(record, forgotten, containing))
         ):
             found.append(at)
     found.reverse()
     return found
 
 
-def _is_dropped(path: str, forgotten: str) -> bool:
-    """Tell whether forgetting a path drops an outcome: of that path, of what is below it, and of what contains it."""
-    return path == forgotten or path.startswith(forgotten + SEPARATOR) or forgotten.startswith(path + SEPARATOR)
+def _is_dropped(record: _Outcome, forgotten: set[str], containing: set[str]) -> bool:
+    """Tell whether an outcome was dropped: with what contains it, by its own path, or with something in it."""
+    if any(path in forgotten for path in _ancestors(record.path)):
+        return True
+    if isinstance(record, BranchCompleted) and record.digest is not None:
+        # It is all that tells of its item, which stays known as long as the fan-out does.
+        return False
+    return record.path in forgotten or (isinstance(record, BranchCompleted) and record.path in containing)
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """Yield the paths that contain *path*."""
+    at = path.find(SEPARATOR)
+    while at >= 0:
+        yield path[:at]
+        at = path.find(SEPARATOR, at + 1)

@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ._cli import _json_lines
+from ._cli import _json_lines, _repairing, _verifying
 from ._cli._guard import guard
 from ._cli._moments import Moments
 from ._cli._reading import Selection, open_store
+from ._disk import RealDisk
 from ._keys import SEPARATOR
 from ._states import MetadataStatus
+from ._store._repair import repair_store
+from ._store._verify import verify_store
 
 #: The exit status of a command that could not begin.
 USAGE_ERROR = 2
@@ -67,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     _describe_ls(commands.add_parser("ls", help="list the instances in a store"))
     _describe_show(commands.add_parser("show", help="show everything about one instance"))
     _describe_history(commands.add_parser("history", help="show what happened to one instance, on a scale of time"))
+    _describe_verify(commands.add_parser("verify", help="read all of a store, and tell what is damaged"))
+    _describe_repair(commands.add_parser("repair", help="save what is intact of a damaged store into a copy"))
     _describe_demo(commands.add_parser("demo", help="show a workflow that survives kill -9"))
     return parser
 
@@ -216,6 +221,56 @@ def _named_instance(given: argparse.Namespace) -> tuple[str, str]:
 
 def _moments(given: argparse.Namespace) -> Moments:
     return Moments(datetime.fromtimestamp(time.time(), UTC), is_utc=given.utc)
+
+
+# Verifying and repairing a store -----------------------------------------------------------------------------------
+
+
+def _describe_verify(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Read every byte of a store, and tell all that is damaged, with file and byte offset. Reads beside a running "
+        "engine, and changes nothing."
+    )
+    parser.epilog = "exit status: 0 if it is sound, 1 if it has faults, 2 if there is no store or it cannot be read"
+    parser.add_argument("store", type=Path, metavar="STORE", help="the store's directory")
+    parser.add_argument("--json", action="store_true", help="print one object of JSON")
+    parser.set_defaults(run=guard(parser.prog, _run_verify, failure=USAGE_ERROR))
+
+
+def _describe_repair(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write a copy of a damaged store with all that is intact, and tell what is lost. No engine may have it open. "
+        "Instances of which something is lost, or may be, are blocked in the copy: nothing of them runs before "
+        "somebody resumes them. The damaged store is never changed."
+    )
+    parser.epilog = "exit status: 0 if nothing was lost, 1 if something was, 2 if it could not be repaired"
+    parser.add_argument("store", type=Path, metavar="STORE", help="the store's directory")
+    places = parser.add_mutually_exclusive_group()
+    places.add_argument(
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="write the copy there, damaged or not (default: STORE.repaired, if damaged)",
+    )
+    places.add_argument(
+        "--in-place",
+        action="store_true",
+        help="let the copy take the store's place; the damaged one is kept as STORE.damaged-TIME",
+    )
+    parser.add_argument("--json", action="store_true", help="print one object of JSON")
+    parser.set_defaults(run=guard(parser.prog, _run_repair, failure=USAGE_ERROR))
+
+
+def _run_verify(given: argparse.Namespace) -> int:
+    verdict = verify_store(RealDisk(), given.store)
+    (_verifying.print_verdict_json if given.json else _verifying.print_verdict)(sys.stdout, verdict)
+    return 0 if verdict.is_sound else 1
+
+
+def _run_repair(given: argparse.Namespace) -> int:
+    repair = repair_store(RealDisk(), given.store, time.time(), given.to, in_place=given.in_place)
+    (_repairing.print_repair_json if given.json else _repairing.print_repair)(sys.stdout, repair)
+    return 0 if repair.is_lossless else 1
 
 
 # The demo ----------------------------------------------------------------------------------------------------------

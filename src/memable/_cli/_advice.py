@@ -9,7 +9,13 @@ from collections.abc import Iterator
 import attrs
 
 from .._error_info import ErrorInfo
-from .._errors import CompensationLostError, OutcomeUnknownError, RecoveryLimitError, WorkflowCodeError
+from .._errors import (
+    CompensationLostError,
+    OutcomeUnknownError,
+    RecordsLostError,
+    RecoveryLimitError,
+    WorkflowCodeError,
+)
 from .._keys import SEPARATOR
 from .._states import MetadataStatus
 from ._details import Details, Wait
@@ -84,6 +90,8 @@ def _unblock(details: Details) -> Iterator[Advice]:
                 "Find out whether the effect happened; then tell what it returned, or error=..., or rerun=True:",
                 _call("settle", details.header.workflow, details.header.instance_id, repr(key), "value=..."),
             )
+    elif error.matches(RecordsLostError):
+        yield Advice("Find out what it has done already: what is lost runs again; then:", _resume(details))
     elif error.matches(RecoveryLimitError):
         yield Advice("Find out whether it brings the process down; then:", _resume(details))
     elif error.matches(CompensationLostError):

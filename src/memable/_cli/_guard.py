@@ -19,32 +19,36 @@ WRONG = 1
 INTERRUPTED = 130
 
 
-def guard(name: str, run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
+def guard(
+    name: str, run: Callable[[argparse.Namespace], int | None], *, failure: int = WRONG
+) -> Callable[[argparse.Namespace], int]:
     """
     Return a function that does what *run* does, tells of its errors on standard error, and returns the exit status.
 
     Args:
         name: What the command is called in front of its errors.
-        run: Prints to standard output. A reader of that who leaves early, as ``head`` does, has seen enough.
+        run: Prints to standard output. A reader of that who leaves early, as ``head`` does, has seen enough. May return
+            an exit status of its own.
+        failure: The exit status if it raises an error.
     """
 
     def guarded(given: argparse.Namespace) -> int:
+        status = None
         try:
             _make_safe(sys.stdout)
-            run(given)
+            status = run(given)
             sys.stdout.flush()
         except BrokenPipeError:
             _abandon_output()
-            return RIGHT
         except KeyboardInterrupt:
             _abandon_output()
             return _complain(name, "interrupted", INTERRUPTED)
         except MemableError as error:
-            return _complain(name, str(error), WRONG)
+            return _complain(name, str(error), failure)
         except OSError as error:
             _abandon_output()
-            return _complain(name, str(error), WRONG)
-        return RIGHT
+            return _complain(name, str(error), failure)
+        return RIGHT if status is None else status
 
     return guarded
 

@@ -187,8 +187,10 @@ def examine_checkpoint(disk: Disk, directory: Path, chain: Chain) -> tuple[Check
 
 def any_checkpoint(disk: Disk, directory: Path) -> tuple[str, int, int] | None:
     """
-    Return what an intact checkpoint says, whether it fits the log or not: the store's id, and a segment and an offset
-    in it up to which the log went at least.
+    Return what an intact checkpoint says, whether it fits the log or not.
+
+    Returns:
+        The store's id, and a segment and an offset in it up to which the log went at least; None if there is none.
     """
     try:
         file = disk.open_to_read(directory / CHECKPOINT_NAME)

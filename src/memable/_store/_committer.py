@@ -156,7 +156,7 @@ class Committer:
         Does nothing else if the store failed earlier, or in a forked child. Not cancelled by anything.
 
         Returns:
-            Whether the log ends in order.
+            Whether the log itself says that it ends in order.
 
         Raises:
             StorageError: It could not be recorded. What was acknowledged before is intact.
@@ -170,10 +170,9 @@ class Committer:
         if self._failure is not None or self._opened is not None:
             return False
         try:
-            await run_job(self._worker, partial(self._close_session, now))
+            return await run_job(self._worker, partial(self._close_session, now))
         except OSError as exc:
             raise storage_error(self._location, "closing the store", exc) from exc
-        return True
 
     async def sync(self) -> None:
         """
@@ -220,7 +219,8 @@ class Committer:
             self._newest_at = max(self._newest_at, opened.at)
             self._opened = None
 
-    def _close_session(self, now: float) -> None:
+    def _close_session(self, now: float) -> bool:
+        """Record the end of the session; return whether that is in the log. Called by the worker."""
         # The record says that all before it is durable.
         if not self._syncs:
             self._tail.sync()
@@ -231,8 +231,10 @@ class Committer:
             if not (is_no_room(exc) and self._tail.is_sound):
                 raise
             self._tail.lock.note_closed(self._tail.segment, closed.session, self._tail.next_batch)
+            return False
         self._sessions = attrs.evolve(self._sessions, closed=True)
         self._newest_at = max(self._newest_at, now)
+        return True
 
     def _tell_state(self) -> LogState:
         return self.state

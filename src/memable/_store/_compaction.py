@@ -9,7 +9,6 @@ here, and lose nothing.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from .._records import InstanceRetired, StoreClosed, StoreOpened
 from .._scan import Entry, LogScan
 from .._segments import SegmentName
 from .._spans import offset_of, segment_of, span_of
-from ._directory import TEMPORARY_SUFFIX
+from ._directory import TEMPORARY_SUFFIX, rename_durably
 from ._failures import is_no_room
 from ._files import LogFiles, read_header, read_places
 
@@ -116,34 +115,17 @@ class Compaction:
         Raises:
             OSError: The disk failed, or is full. No other file may get its name then.
         """
-        path = self.files.path(self.name)
         try:
-            self.files.disk.rename(self._temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                self.files.disk.remove(self._temporary)
-            raise
-        try:
-            self.files.disk.sync_directory(path.parent)
+            rename_durably(self.files.disk, self._temporary, self.files.path(self.name))
         except OSError as exc:
-            # The name may be there, and be gone after a power cut: the next open gives it anew.
-            self.mark_failure()
             if is_no_room(exc):
-                # There is no trying it again: here the old files still count, but for others they do not.
-                raise OSError(errno.EIO, f"the directory cannot be synced ({exc.strerror})") from exc
+                # What it took is needed by others.
+                with contextlib.suppress(OSError):
+                    self.files.disk.remove(self._temporary)
+            else:
+                # The name may be there, and be gone after a power cut: the next open gives it anew.
+                self.mark_failure()
             raise
-
-    @property
-    def _temporary(self) -> Path:
-        path = self.files.path(self.name)
-        return path.with_name(path.name + TEMPORARY_SUFFIX)
-
-    def give_up(self) -> None:
-        """
-        Remove the new file, which has no name yet.
-        """
-        with contextlib.suppress(OSError):
-            self.files.disk.remove(self._temporary)
 
     @property
     def _temporary(self) -> Path:

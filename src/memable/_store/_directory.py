@@ -5,6 +5,7 @@ What a store's directory holds, and making one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import uuid
 from collections.abc import Callable, Iterable
@@ -109,8 +110,25 @@ def put_in_place(disk: Disk, path: Path, write: Callable[[DiskFile], None]) -> N
         raise
     finally:
         file.close()
-    disk.rename(temporary, path)
-    disk.sync_directory(path.parent)
+    rename_durably(disk, temporary, path)
+
+
+def rename_durably(disk: Disk, source: Path, target: Path) -> None:
+    """
+    Give a file another name in the same directory, in place of what has that name.
+
+    Raises:
+        OSError: It failed. If it says that there is no room, nothing was changed; if anything else, *target* may have
+            changed, or may yet.
+    """
+    disk.rename(source, target)
+    try:
+        disk.sync_directory(target.parent)
+    except OSError as exc:
+        if is_no_room(exc):
+            # Unlike other calls that found no room, this one has changed something.
+            raise OSError(errno.EIO, f"the directory cannot be synced: {exc.strerror}", str(target.parent)) from exc
+        raise
 
 
 def remove_all(disk: Disk, paths: Iterable[Path]) -> None:

@@ -6,6 +6,7 @@ Synchronous. Changes nothing, so that readers beside a live engine use it, too.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -325,7 +326,7 @@ class _LogReader:
         """Take note of what was compacted away since the checkpoint was written, though that speaks of it."""
         since = span_of(checkpoint.segment, checkpoint.offset, 1)
         for name in self._compacted_since:
-            self._space.review_tombstones(range(name.first, name.last + 1), since)
+            deque(self._space.review_tombstones(range(name.first, name.last + 1), since), maxlen=0)
             for number in self._index.has_forgotten:
                 within = [span for span in self._index.spans(number) if name.first <= segment_of(span) <= name.last]
                 if within:

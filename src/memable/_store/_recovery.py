@@ -17,7 +17,7 @@ import attrs
 from .._disk import Disk, DiskFile, write_fully
 from .._errors import StoreCorruptedError
 from .._segments import Chain, segment
-from ._checkpoint import read_checkpoint
+from ._checkpoint import any_checkpoint, read_checkpoint
 from ._directory import CHECKPOINT_NAME, TEMPORARY_SUFFIX, TORN_SUFFIX, create_log, find_log, put_in_place, remove_all
 from ._files import CHUNK_BYTES
 from ._lockfile import StoreLock
@@ -74,6 +74,8 @@ def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float, durabi
     checkpoint = read_checkpoint(disk, directory, chain)
     used = (0, 0) if checkpoint is None else (checkpoint.segment, checkpoint.size)
     reading = read_log(disk, directory, chain, checkpoint)
+    if checkpoint is None and reading.scan.torn_batch_count:
+        _refuse_to_cut_what_was_durable(disk, directory, reading)
     scan = reading.scan
     # There may have been no room for the record that says so.
     is_closed_elsewhere = (
@@ -82,6 +84,19 @@ def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float, durabi
     scan.closed = scan.closed or is_closed_elsewhere
     file = _make_writable(disk, directory, lock, chain, reading)
     return RecoveredLog(file, reading, *used, is_closed_elsewhere)
+
+
+def _refuse_to_cut_what_was_durable(disk: Disk, directory: Path, reading: LogReading) -> None:
+    """What a checkpoint speaks of was durable, also if the checkpoint itself does not fit the log any more."""
+    known = any_checkpoint(disk, directory)
+    end = (reading.header.segment, reading.scan.good_end)
+    if known is not None and known[0] == reading.header.store_id and known[1:] > end:
+        raise StoreCorruptedError(
+            location=str(reading.files.tail_path),
+            offset=reading.scan.good_end,
+            problem="batches behind are damaged or missing that were durable, as the checkpoint says; restore the store "
+            "from a backup, run `memable repair`, or delete the file 'checkpoint' to have them cut off",
+        )
 
 
 def _make_writable(disk: Disk, directory: Path, lock: StoreLock, chain: Chain, reading: LogReading) -> DiskFile:

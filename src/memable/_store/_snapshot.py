@@ -120,13 +120,17 @@ class StoreSnapshot:
         """
         spans = self.index.spans(number)
         try:
-            return _patiently(self._directory, lambda: self._read(number, spans))
+            records = _patiently(self._directory, lambda: self._read(number, spans))
         except StoreCorruptedError:
             # It may have been removed, or something of it forgotten, and that compacted away since.
             now = read_store(self._disk, self._directory)
             if now.index.has(number) and now.index.spans(number)[: len(spans)] == spans:
                 raise
             return now.load(number)
+        if len(records) < len(spans) and not read_store(self._disk, self._directory).index.has(number):
+            # Of one that was removed, any lines may be gone.
+            raise KeyError(number)
+        return records
 
     def _read(self, number: int, spans: Sequence[int]) -> list[InstanceRecord]:
         chain = _chain(self._disk, self._directory)

@@ -19,6 +19,8 @@ from .._spans import length_of, segment_of
 GARBAGE_SHARE = 0.5
 #: A neighbour is compacted with it from this part on, or if it is small.
 _NEIGHBOUR_SHARE = 0.25
+#: So many tombstones are looked at in one step.
+_REVIEW_SLICE = 1_000
 #: Small is less than this part of a whole segment.
 _SMALL_SHARE = 0.25
 
@@ -68,6 +70,7 @@ class Space:
     "Spans of lines of instances that are kept, but that say nothing any more."
     garbage: int = 0
     "About how many bytes were found to be not needed, ever. Only grows."
+    _sets: dict[frozenset[int], frozenset[int]] = attrs.field(factory=dict[frozenset[int], frozenset[int]])
     recent: list[int] | None = None
     "While a compaction is under way, the spans of what is found to be not needed meanwhile."
 
@@ -101,8 +104,11 @@ class Space:
         if self.recent is not None:
             self.recent.extend(spans)
         segments.discard(own)
-        self.tombstones[number] = Tombstone(tombstone, frozenset(segments))
-        if not segments:
+        if segments:
+            # As many have few sets between them.
+            found = frozenset(segments)
+            self.tombstones[number] = Tombstone(tombstone, self._sets.setdefault(found, found))
+        else:
             self.note_dead(tombstone)
 
     def note_superseded(self, spans: Iterable[int]) -> None:
@@ -165,7 +171,7 @@ class Space:
                 row.append(file)
         yield row
 
-    def replace(self, run: Sequence[SegmentName], new: SegmentName, size: int, dropped: set[int], since: int) -> None:
+    def replace(self, run: Sequence[SegmentName], new: SegmentName, size: int, dropped: set[int]) -> None:
         """
         Take note that *new* stands for the files of *run* now.
 
@@ -174,31 +180,33 @@ class Space:
             new: The new one's name.
             size: How long it is.
             dropped: Spans of superseded lines that were left out.
-            since: The span that was due when the compaction began: of what was removed later, lines may be left.
         """
         at = next(index for index, file in enumerate(self.files) if file.name == run[0])
         self.files[at : at + len(run)] = [FileSpace(new, size)]
         self.superseded -= dropped
-        self.review_tombstones(range(new.first, new.last + 1), since)
 
-    def review_tombstones(self, numbers: range, since: int) -> None:
+    def review_tombstones(self, numbers: range, since: int) -> Iterator[None]:
         """
         Take note that there is nothing left in some segments of what was removed: tombstones may go, or are gone.
+
+        In steps, since they can be many. What is removed between two of them has a later span.
 
         Args:
             numbers: The segments' numbers.
             since: Tombstones from this span on are left as they are.
         """
-        for number, tombstone in list(self.tombstones.items()):
-            if tombstone.span >= since:
+        for at, (number, tombstone) in enumerate(list(self.tombstones.items())):
+            if at % _REVIEW_SLICE == 0:
+                yield
+            if tombstone.span >= since or tombstone.segments.isdisjoint(numbers):
                 continue
             left = frozenset(segment for segment in tombstone.segments if segment not in numbers)
-            if segment_of(tombstone.span) in numbers and not left:
-                del self.tombstones[number]
-            elif len(left) < len(tombstone.segments):
-                self.tombstones[number] = Tombstone(tombstone.span, left)
-                if not left:
-                    self.note_dead(tombstone.span)
+            if left:
+                self.tombstones[number] = Tombstone(tombstone.span, self._sets.setdefault(left, left))
+                continue
+            del self.tombstones[number]
+            if segment_of(tombstone.span) not in numbers:
+                self.note_dead(tombstone.span)
 
     def _file_of(self, segment: int) -> FileSpace | None:
         at = bisect_right(self.files, segment, key=_first) - 1

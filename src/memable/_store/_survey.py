@@ -7,31 +7,25 @@ up, the intact lines behind are looked for.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import attrs
 
 from .._compacted import CompactedScan
-from .._disk import Disk, DiskFile
 from .._errors import StoreCorruptedError, StoreVersionError
 from .._faults import Fault, FaultKind
 from .._frames import LogState, SegmentHeader, parse_line, seed_of
-from .._record_json import UnknownRecordError, decode_record
-from .._records import InstanceRecord, InstanceStarted, StoreClosed, StoreOpened
+from .._lost_records import LostRecord, lost_record
+from .._records import StoreClosed, StoreOpened
 from .._salvage import Damaged, Intact, Key, Run, choose_runs, corrected, find_lines, readable
-from .._scan import WAY_OUT, Entry, LogScan, entry_of, record_of
+from .._scan import Entry, LogScan, entry_of, record_of
 from .._segments import SegmentName, segment
-from .._spans import length_of, offset_of, segment_of, span_of
-from ._files import CHUNK_BYTES, read_header, read_places
+from .._spans import span_of
+from ._files import read_places
+from ._held import LogFilesHeld
 from ._lockfile import LogNotes
-
-#: So many files are held open, so that they can be read though an engine compacts them meanwhile.
-_MAX_OPEN_FILES = 512
-#: Lines are read one by one with what is near them.
-_WINDOW_BYTES = 64 * 1024
+from ._segment_headers import SegmentHeaders, fault_of
 
 
 class Believed(NamedTuple):
@@ -42,20 +36,6 @@ class Believed(NamedTuple):
     entry: Entry
     place: int
     "Where it is, as a span of the file that it is in now, whose number is the first that the file stands for."
-
-
-@attrs.frozen
-class LostRecord:
-    """
-    A record that is lost, and known for sure.
-    """
-
-    instance: int
-    seq: int
-    kind: str
-    path: str | None
-    name: tuple[str, str] | None
-    "Workflow and instance id, if it is the start of an instance."
 
 
 @attrs.frozen
@@ -114,97 +94,6 @@ class _Tail:
         return held.parsed.batch != found.parsed.batch
 
 
-class LogFilesHeld:
-    """
-    The files of a log, held open.
-    """
-
-    def __init__(self, disk: Disk, directory: Path, names: Sequence[SegmentName]) -> None:
-        """
-        Open them.
-
-        Raises:
-            OSError: One cannot be opened; ``FileNotFoundError`` if it has been compacted meanwhile.
-        """
-        self._disk = disk
-        self._directory = directory
-        self.names = tuple(names)
-        self.sizes: dict[SegmentName, int] = {}
-        self._held: dict[SegmentName, DiskFile] = {}
-        self._extra: tuple[SegmentName, DiskFile] | None = None
-        try:
-            for name in names:
-                self.sizes[name] = self.file(name).size()
-        except BaseException:
-            self.close()
-            raise
-
-    def path(self, name: SegmentName) -> Path:
-        """
-        Return where a file is.
-        """
-        return self._directory / str(name)
-
-    def file(self, name: SegmentName) -> DiskFile:
-        """
-        Return a file, open until another one is asked for.
-        """
-        if name in self._held:
-            return self._held[name]
-        if self._extra is not None:
-            if self._extra[0] == name:
-                return self._extra[1]
-            self._extra[1].close()
-            self._extra = None
-        file = self._disk.open_to_read(self.path(name))
-        if len(self._held) < _MAX_OPEN_FILES:
-            self._held[name] = file
-        else:
-            self._extra = name, file
-        return file
-
-    def chunks(self, name: SegmentName, start: int, end: int) -> Iterator[bytes]:
-        """
-        Yield the bytes of a file from *start* to *end*.
-        """
-        while start < end and (chunk := self.file(name).read_at(start, min(CHUNK_BYTES, end - start))):
-            start += len(chunk)
-            yield chunk
-
-    def name_of(self, place: int) -> SegmentName:
-        """
-        Return the file in which a line is.
-        """
-        return self.names[bisect_right(self.names, segment_of(place), key=_first) - 1]
-
-    def read_lines(self, places: Sequence[int]) -> Iterator[bytes]:
-        """
-        Yield the lines at *places*, ascending, without their line breaks.
-        """
-        window, base, of = b"", 0, None
-        for place in places:
-            name, start = self.name_of(place), offset_of(place)
-            end = start - base + length_of(place)
-            if of != name or not start - base >= 0 or end > len(window):
-                size = max(_WINDOW_BYTES, length_of(place))
-                window, base, of = self.file(name).read_at(start, size), start, name
-            cut = window.find(b"\n", start - base)
-            yield window[start - base : cut if cut >= 0 else None]
-
-    def close(self) -> None:
-        """
-        Close them.
-        """
-        for file in self._held.values():
-            file.close()
-        if self._extra is not None:
-            self._extra[1].close()
-
-
-def _first(name: SegmentName) -> int:
-    return name.first
-
-
 class Survey:
     """
     One reading of a log. ``walk`` may be called several times: while nothing moves, it gives the same.
@@ -226,72 +115,11 @@ class Survey:
         self._notes = notes
         self.faults: list[Fault] = []
         "Of the last walk."
-        self.headers: dict[SegmentName, SegmentHeader | None] = {}
-        self._starts: dict[SegmentName, int] = {}
-        self._header_faults: list[Fault] = []
-        for name in held.names:
-            self._read_header(name)
-        self.store_id = self._find_store_id(store_ids)
-        self._check_ids()
+        known = SegmentHeaders(held, store_ids)
+        self.headers, self._starts, self._header_faults = known.headers, known.starts, known.faults
+        self.store_id = known.store_id
         self.seed = seed_of(self.store_id)
         self._reset()
-
-    # Headers -------------------------------------------------------------------------------------------------
-
-    def _read_header(self, name: SegmentName) -> None:
-        location = str(self._held.path(name))
-        try:
-            header, start = read_header(self._held.file(name), location)
-        except StoreCorruptedError as exc:
-            self._header_faults.append(_fault(FaultKind.HEADER, name, exc))
-            self.headers[name] = None
-            return
-        says = header.compacted
-        problem = None
-        if header.segment != name.first or (says is None) == name.is_compacted:
-            problem = f"the file says that it is number {header.segment}"
-        elif says is not None and (says.through, says.generation) != (name.last, name.generation):
-            problem = f"the file says that it stands for the segments up to {says.through}"
-        if problem is not None:
-            self._header_faults.append(Fault(FaultKind.HEADER, str(name), 0, problem))
-        # Where it is not what its name says, it may be somebody else's altogether, but its lines tell.
-        self.headers[name], self._starts[name] = header if problem is None else None, start
-
-    def _find_store_id(self, others: Sequence[str]) -> str:
-        """Return the id that most of the files have; if none tells, one with which lines of theirs are intact."""
-        counts: dict[str, int] = {}
-        for header in self.headers.values():
-            if header is not None:
-                counts[header.store_id] = counts.get(header.store_id, 0) + 1
-        if counts:
-            return max(counts, key=counts.__getitem__)
-        for store_id in (*others, *self._guessed_ids()):
-            seed = seed_of(store_id)
-            for name in self.headers:
-                chunks = self._held.chunks(name, 0, CHUNK_BYTES)
-                if any(isinstance(found, Intact) for found in find_lines(chunks, seed, 0)):
-                    return store_id
-        return next(iter(others), "")
-
-    def _guessed_ids(self) -> Iterator[str]:
-        """Yield what the damaged headers may have said: as they are, or with one character of the id changed."""
-        for name in self.headers:
-            text = self._held.file(name).read_at(0, CHUNK_BYTES).partition(b"\n")[0]
-            at = text.find(b'"store":"')
-            if at < 0:
-                continue
-            found = text[at + 9 : at + 41].decode("latin-1")
-            yield found
-            for place in range(len(found)):
-                for digit in "0123456789abcdef":
-                    yield found[:place] + digit + found[place + 1 :]
-
-    def _check_ids(self) -> None:
-        for name, header in self.headers.items():
-            if header is not None and header.store_id != self.store_id:
-                problem = "the file belongs to another store"
-                self._header_faults.append(Fault(FaultKind.HEADER, str(name), 0, problem))
-                self.headers[name] = None
 
     # Walking -------------------------------------------------------------------------------------------------
 
@@ -362,6 +190,9 @@ class Survey:
             self._state = None
             if name.is_compacted:
                 self._due = None
+            if self._due is None:
+                # How much there was is not known.
+                self._bad.append(_Bad(str(name), 0, 0, b""))
             # Of a file of another store no line is intact: it is as if it were not there.
             yield from self._salvage(name, self._starts.get(name, 0), size)
             return
@@ -414,7 +245,7 @@ class Survey:
             is_whole = True
         except StoreCorruptedError as exc:
             self._refused.add((str(name), exc.offset))
-            self._add(_fault(FaultKind.DAMAGED, name, exc))
+            self._add(fault_of(FaultKind.DAMAGED, name, exc))
         except StoreVersionError:
             # Which one it is, is found below.
             pass
@@ -452,7 +283,7 @@ class Survey:
         try:
             places = read_places(self._held.file(name), location)[1]
         except StoreCorruptedError as exc:
-            self._add(_fault(FaultKind.MAP, name, exc))
+            self._add(fault_of(FaultKind.MAP, name, exc))
             yield from self._salvage(name, start, end)
             if end < start + compacted.size:
                 self._bad.append(_Bad(str(name), end, end, b""))
@@ -470,7 +301,7 @@ class Survey:
             is_whole = True
         except StoreCorruptedError as exc:
             self._refused.add((str(name), exc.offset))
-            self._add(_fault(FaultKind.DAMAGED, name, exc))
+            self._add(fault_of(FaultKind.DAMAGED, name, exc))
         except StoreVersionError:
             # Which one it is, is found below.
             pass
@@ -729,32 +560,6 @@ def _following(found: Intact) -> Key:
     return (batch + 1, 0) if found.parsed.is_last else (batch, position + 1)
 
 
-def lost_record(line: bytes) -> LostRecord | None:
-    """
-    Return what is known of a record of an instance, or None if it is one of the store.
-    """
-    try:
-        record = decode_record(line[line.index(b"{") :])
-    except (UnknownRecordError, ValueError):
-        return None
-    if isinstance(record, StoreOpened | StoreClosed):
-        return None
-    return described(record)
-
-
-def described(record: InstanceRecord) -> LostRecord:
-    """
-    Return what is told of a record that is lost, or not kept.
-    """
-    name = (record.workflow, record.instance_id) if isinstance(record, InstanceStarted) else None
-    return LostRecord(record.instance, record.seq, record.kind, getattr(record, "path", None), name)
-
-
 def _is_header(raw: bytes) -> bool:
     """Tell whether damaged bytes at the beginning of a file are no more than its header."""
     return b"\n" not in raw[:-1] and b"\0" not in raw and raw.endswith(b"\n") and b'{"kind":' not in raw
-
-
-def _fault(kind: FaultKind, name: SegmentName, exc: StoreCorruptedError) -> Fault:
-    problem = exc.problem.removesuffix(f"; {WAY_OUT}").removesuffix("; restore the file from a backup")
-    return Fault(kind, str(name), exc.offset, problem)

@@ -69,6 +69,8 @@ class LogTail:
     "Tells the time at which a segment is made."
     is_ended: bool = False
     "Whether the next batch begins a segment, however short this one is."
+    _sealed_size: int | None = attrs.field(default=None, init=False)
+    "How long the segment before this one has become, as long as nothing was appended to this one."
     is_sound: bool = attrs.field(default=True, init=False)
     "Whether the log ends where it is known to end, and all of it that was synced is on the disk, for all that is known."
 
@@ -103,9 +105,7 @@ class LogTail:
         self.lock.check()
         if self.file.size() != self.end:
             raise OSError(errno.ENOLCK, "the log has changed since this process last wrote to it")
-        sealed_size = None
         if self.is_full:
-            sealed_size = self.end
             self._begin_segment(tell_state())
         lines = frame_batch(self.files.seed, self.session, self.next_batch, texts)
         try:
@@ -120,6 +120,7 @@ class LogTail:
             spans.append(span_of(self.segment, self.end, len(line)))
             self.end += len(line)
         self.next_batch += 1
+        sealed_size, self._sealed_size = self._sealed_size, None
         return Appended(tuple(spans), self.segment, self.end, self.next_batch, sealed_size)
 
     def sync(self) -> None:
@@ -162,6 +163,7 @@ class LogTail:
             raise
         file = self.files.disk.open_file(self.files.path(name))
         self.file.close()
+        self._sealed_size = self.end
         self.file, self.header, self.end, self.is_ended = file, header, len(text), False
         self.files.add(name)
         self.lock.note_tail(header.segment)

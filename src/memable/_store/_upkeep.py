@@ -251,12 +251,15 @@ class Upkeep:
         finally:
             recent, self.space.recent = self.space.recent, None
         with trio.CancelScope(shield=True):
-            self._swap(compaction, recent, since)
+            self._swap(compaction, recent)
             old = [self.files.path(name) for name in run]
             await self._in_thread(lambda: remove_all(self.files.disk, old))
+        # Cut short, it keeps some tombstones longer than they are needed.
+        for _ in self.space.review_tombstones(numbers, since):
+            await self._rest(0.0)
         logger.info("%s: compacted %d file(s) into %s", self.files.directory, len(run), compaction.name)
 
-    def _swap(self, compaction: Compaction, recent: Sequence[int], since: int) -> None:
+    def _swap(self, compaction: Compaction, recent: Sequence[int]) -> None:
         """Let the new file stand for the old ones."""
         dropped: set[int] = set()
         for number, spans in compaction.dropped.items():
@@ -264,7 +267,7 @@ class Upkeep:
             if self.index.has(number):
                 self.index.drop_spans(number, spans)
         self.files.replace(compaction.run, compaction.name, compaction.places)
-        self.space.replace(compaction.run, compaction.name, compaction.size, dropped, since)
+        self.space.replace(compaction.run, compaction.name, compaction.size, dropped)
         for span in recent:
             if compaction.places.holds(span):
                 self.space.note_dead(span)

@@ -42,6 +42,11 @@ MIN_SEGMENT_BYTES = 1024
 MAX_READERS = 4
 
 
+def _check_segment_bytes(_instance: object, _attribute: object, value: object) -> None:
+    if not is_count(value, least=MIN_SEGMENT_BYTES):
+        raise ValueError(f"segment_bytes must be an int, at least {MIN_SEGMENT_BYTES}, not {value!r}")
+
+
 @attrs.frozen
 class FileStore:
     """
@@ -58,14 +63,9 @@ class FileStore:
     "The directory."
     durability: Literal["fsync", "os"] = attrs.field(default="fsync", validator=attrs.validators.in_(("fsync", "os")))
     "Whether each batch of records is synced before it is acknowledged."
-    segment_bytes: int = attrs.field(default=SEGMENT_BYTES, kw_only=True)
+    segment_bytes: int = attrs.field(default=SEGMENT_BYTES, kw_only=True, validator=_check_segment_bytes)
     "When a file of the log has become so long, the next one is begun. Space is given back file by file."
     _disk: Disk | None = attrs.field(default=None, kw_only=True, repr=False)
-
-    @segment_bytes.validator
-    def _check_segment_bytes(self, _attribute: object, value: object) -> None:
-        if not is_count(value, least=MIN_SEGMENT_BYTES):
-            raise ValueError(f"segment_bytes must be an int, at least {MIN_SEGMENT_BYTES}, not {value!r}")
 
     def open(self, clock: Clock) -> AbstractAsyncContextManager[OpenStore]:
         """
@@ -282,7 +282,10 @@ class OpenFileStore:
         while True:
             spans = self._index.spans(number)
             try:
-                return await self._read(number, spans)
+                lines = await self._read(number, spans)
+                # Of one that was removed meanwhile, any lines may be gone.
+                if len(lines) == len(spans) or self._index.has(number):
+                    return lines
             except StoreCorruptedError:
                 # Something of it may have been compacted away meanwhile, since it was forgotten or removed.
                 if self._index.has(number) and self._index.spans(number)[: len(spans)] == spans:
