@@ -348,11 +348,11 @@ class _Verification:
             )
             known = any_checkpoint(self._disk, self._directory) if self._checkpoint is None else None
             if known is not None and known[0] == survey.store_id and known[1:] > (tail.last, offset):
-                self._note(
-                    CHECKPOINT_NAME,
-                    f"says that the log was durable up to byte offset {known[2]} of segment {known[1]}: what was "
-                    "acknowledged is lost",
+                problem = (
+                    f"the log is damaged here: as the checkpoint says, it was durable to byte offset {known[2]} of "
+                    f"segment {known[1]}"
                 )
+                self._faults.append(Fault(FaultKind.DAMAGED, str(tail), offset, problem, size))
         for name in self._chain.superseded:
             self._note(name, "is superseded by a compacted segment; the next open removes it")
         for file in self._disk.list_names(self._directory):
