@@ -167,7 +167,7 @@ class Committer:
         if self._is_busy:
             self._closer = trio.lowlevel.current_task()
             await wait_uncancellably()
-        if self._failure is not None or self._opened is not None:
+        if self._failure is not None or self._opened is not None or not self._tail.is_sound:
             return False
         try:
             return await run_job(self._worker, partial(self._close_session, now))

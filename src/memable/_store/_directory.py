@@ -5,7 +5,6 @@ What a store's directory holds, and making one.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import uuid
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from .._disk import Disk, DiskFile, write_fully
 from .._errors import StorageError
 from .._frames import LogState, SegmentHeader, encode_header
 from .._segments import Chain, chain_of, segment
-from ._failures import is_no_room
+from ._failures import UnsettledRenameError, is_no_room
 from ._lockfile import LOCK_NAME
 
 logger = logging.getLogger("memable")
@@ -118,17 +117,14 @@ def rename_durably(disk: Disk, source: Path, target: Path) -> None:
     Give a file another name in the same directory, in place of what has that name.
 
     Raises:
-        OSError: It failed. If it says that there is no room, nothing was changed; if anything else, *target* may have
-            changed, or may yet.
+        UnsettledRenameError: The directory could not be synced: *target* may have changed, or may yet.
+        OSError: It failed.
     """
     disk.rename(source, target)
     try:
         disk.sync_directory(target.parent)
     except OSError as exc:
-        if is_no_room(exc):
-            # Unlike other calls that found no room, this one has changed something.
-            raise OSError(errno.EIO, f"the directory cannot be synced: {exc.strerror}", str(target.parent)) from exc
-        raise
+        raise UnsettledRenameError(exc.errno, exc.strerror, exc.filename) from exc
 
 
 def remove_all(disk: Disk, paths: Iterable[Path]) -> None:

@@ -23,11 +23,17 @@ _WAYS_OUT = {
 _OTHERWISE = "find out what is wrong with the disk, then open the store again"
 
 
+class UnsettledRenameError(OSError):
+    """
+    A file was given a name, and the directory could not be synced: a power cut may bring back what was before.
+    """
+
+
 def is_no_room(exc: BaseException) -> bool:
     """
     Tell whether *exc* says that the disk, a quota or a limit is full, which does not make the disk suspect.
     """
-    return isinstance(exc, OSError) and exc.errno in _NO_ROOM
+    return isinstance(exc, OSError) and exc.errno in _NO_ROOM and not isinstance(exc, UnsettledRenameError)
 
 
 def storage_error(location: str, doing: str, exc: BaseException) -> StorageError:
