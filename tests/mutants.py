@@ -198,7 +198,7 @@ COMMITTER = _in(
     ),
     (
         "a store that failed is closed as if in order",
-        "        if self._failure is not None or self._opened is not None:\n",
+        "        if self._failure is not None or self._opened is not None or not self._tail.is_sound:\n",
         "        if self._opened is not None:\n",
         _FAULTS + "test_failed_sync_is_followed_by_a_copy",
     ),
