@@ -8,8 +8,6 @@ what they do to the world outside, by ``step_id``. ``Walk`` says what a body ret
 from __future__ import annotations
 
 import json
-import threading
-import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -392,9 +390,7 @@ class ThreadCall:
     is_handed: bool = False
     "Whether it was given to a thread."
     is_over: bool = False
-    "Whether the body has its outcome."
-    released: threading.Event = attrs.field(factory=threading.Event)
-    finished: threading.Event = attrs.field(factory=threading.Event)
+    "Whether the body has its outcome, or does not wait for it any more."
 
     # What trio asks of a limiter: so the event loop knows when a thread is about to begin.
 
@@ -523,48 +519,25 @@ class World:
 
     def call_in_thread(self, call: ThreadCall, failures: int) -> str:
         """
-        Be a step in a thread, which is done when the event loop says so.
+        Be a step in a thread.
         """
         calls = self._count(call.step_id, call.name)
-        call.released.wait()
-        call.finished.set()
         if calls <= failures:
             raise ConnectionError(f"{call.name} {calls}")
         return f"{call.name} {calls}"
 
     def begin_in_thread(self, step_id: str, name: str) -> ThreadCall:
         """
-        Return what a step in a thread goes by. The event loop lets it go on after a while of virtual time.
+        Return what a step in a thread goes by.
         """
         call = ThreadCall(step_id, name)
         self.in_threads.append(call)
-        trio.lowlevel.spawn_system_task(self._release, call)
         return call
-
-    async def _release(self, call: ThreadCall) -> None:
-        try:
-            while not (call.is_over or call.is_handed):  # noqa: ASYNC110 - virtual time goes on meanwhile
-                await trio.sleep(STEP_S)
-            await trio.sleep(STEP_S)
-        finally:
-            call.released.set()
-        if call.is_handed:
-            # So that the event loop hears of it at the same moment in each run.
-            call.finished.wait(1)
-            for _ in range(1000):
-                if trio.lowlevel.current_statistics().run_sync_soon_queue_size:
-                    break
-                time.sleep(5e-5)  # noqa: ASYNC251 - the event loop is to stand still
-            time.sleep(1e-4)  # noqa: ASYNC251 - as above
 
     def end_session(self) -> None:
         """
-        Let threads end that nobody waits for, and forget what the process had in memory.
+        Forget what the process had in memory.
         """
-        for call in self.in_threads:
-            call.released.set()
-            if call.is_handed:
-                call.finished.wait(1)
         self.in_threads.clear()
         self.executing.clear()
         self.live.clear()

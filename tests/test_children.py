@@ -5,6 +5,7 @@ Attached child instances and their parents: cancelled together, resumed together
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from trio.testing import MockClock
 import memable
 from fanning import Work, bring_to_end, crash_everywhere, result_of
 from memable import MetadataStatus
+from memable._records import CancelRequested, InstanceRecord
 from running import INSTANCE, ending_of
-from stores import Place
+from stores import HookedStore, Place
 from waits import P, settle, suspended
 
 
@@ -329,6 +331,47 @@ async def test_cancelling_a_parent_survives_crashes(autojump_clock: MockClock):
         assert not [name for name in found if not name.endswith("cancelled")], found
 
     assert await crash_everywhere(run, tree.all) > 8
+
+
+async def test_cancelling_a_parent_while_the_engine_stops_leaves_no_child_behind(autojump_clock: MockClock):
+    """
+    A parent is not Cancelled before its children were told, be it that the engine stops in between.
+    """
+    store = memable.InMemoryStore()
+    copies: list[memable.InMemoryStore] = []
+
+    async def crash(records: Sequence[InstanceRecord]) -> None:
+        if any(isinstance(record, CancelRequested) and record.instance != 1 for record in records):
+            copies.append(store.crashed_copy())
+
+    @memable.workflow(name="child")
+    async def child(ctx: memable.Context) -> None:
+        await ctx.sleep("nap", 1000)
+
+    @memable.workflow(name="w")
+    async def parent(ctx: memable.Context) -> None:
+        await ctx.call("c", child)
+
+    workflows = [parent, child]
+    async with memable.open_engine(HookedStore(store, before_append=crash), workflows=workflows) as engine:
+        await engine.invoke(parent, instance_id=INSTANCE)
+        await trio.testing.wait_all_tasks_blocked()
+        await engine.cancel(parent, INSTANCE)
+    is_loading = trio.Event()
+
+    async def load(number: int) -> None:
+        is_loading.set()
+        await trio.sleep(1)
+
+    crashed = HookedStore(copies[0], before_load=load)
+    async with memable.open_engine(crashed, workflows=workflows, shutdown_timeout=0):
+        await is_loading.wait()
+    async with memable.open_engine(copies[0], resume_on_start=False) as engine:
+        assert not (await engine.state(parent, INSTANCE)).is_terminal
+    async with memable.open_engine(copies[0], workflows=workflows) as engine:
+        await engine.wait_all()
+        assert await engine.state(parent, INSTANCE) == memable.Cancelled()
+        assert await engine.state(child, f"{INSTANCE}/c") == memable.Cancelled("its parent was cancelled")
 
 
 async def test_failing_a_parent_cancels_its_children(place: Place, autojump_clock: MockClock):

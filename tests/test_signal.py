@@ -5,7 +5,7 @@ Signals: who gets them, which of several wins, and what becomes of one that come
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from trio.testing import MockClock
 
 import memable
 from memable import SignalRejectedError, SignalSupersededError
+from memable._records import InstanceRecord, SignalKept, WaitStarted
 from running import INSTANCE, ending_of, kinds_of, workflow_of
 from stores import Gate, HookedStore, MemoryPlace, Place, failing_at
 from waits import HOUR, P, Q, settle, suspended
@@ -827,3 +828,41 @@ async def test_signal_to_a_child_instance_reaches_it(max_parked: int, autojump_c
         assert state.waits == ("c",)
         await engine.signal(child, f"{INSTANCE}/c", P, 6)
         assert await invocation.result() == 7
+
+
+@MAX_PARKED
+async def test_run_that_begins_to_wait_while_a_signal_is_kept_is_recorded_as_suspended(
+    max_parked: int, autojump_clock: MockClock
+):
+    """
+    A signal for later that is on its way while a run begins to wait keeps it neither Running nor in memory.
+    """
+    memory = memable.InMemoryStore()
+    runs: list[int] = []
+    is_recorded = trio.Event()
+
+    @memable.workflow(name="w")
+    async def waiting(ctx: memable.Context) -> None:
+        runs.append(1)
+        await ctx.suspend(P)
+        await ctx.suspend(Q)
+
+    async def before_append(records: Sequence[InstanceRecord]) -> None:
+        if any(isinstance(record, WaitStarted) for record in records):
+            is_recorded.set()
+            # The signal queues behind this.
+            await trio.sleep(1)
+        elif any(isinstance(record, SignalKept) for record in records):
+            # Meanwhile the body goes on.
+            await trio.sleep(1)
+
+    store = HookedStore(memory, before_append=before_append)
+    async with memable.open_engine(store, workflows=[waiting], max_parked=max_parked) as engine:
+        invocation = await engine.invoke(waiting, instance_id=INSTANCE)
+        await is_recorded.wait()
+        await engine.signal(waiting, INSTANCE, Q, 5, early="keep")
+        await trio.sleep(1)
+        assert kinds_of(memory)[-2:] == ["signal_kept", "instance_suspended"]
+        await engine.signal(waiting, INSTANCE, P, 4)
+        assert await ending_of(invocation) == memable.Completed()
+    assert len(runs) == (2 if max_parked == 0 else 1)

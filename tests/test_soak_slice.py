@@ -4,7 +4,11 @@ A short slice of the soak: whole engines over a disk that loses power, and that 
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,6 +18,7 @@ from memable._records import InstanceRecord, StepCompleted
 from memable._store._protocol import OpenStore
 from soak.driver import tell_stories
 from soak.story import Story
+from soak.tally import Tally
 from wrapped_store import WrappedStore, Wrapper
 
 #: The same ones in each run: they take some ten seconds.
@@ -27,7 +32,7 @@ def test_slice_of_the_soak_finds_nothing_wrong() -> None:
     tally = tell_stories(STORIES)
     assert [(one.number, one.problem) for one in tally.failed] == []
     assert tally.counts["stories"] == len(STORIES)
-    assert tally.counts["power cuts"] >= 10 * len(STORIES)
+    assert tally.counts["power cuts"] >= 5 * len(STORIES)
     assert tally.counts["kills"] >= len(STORIES) / 2
     assert tally.counts["faults"] >= len(STORIES) / 2
     assert tally.totals()["acknowledged records lost"] == 0
@@ -36,15 +41,25 @@ def test_slice_of_the_soak_finds_nothing_wrong() -> None:
 
 def test_story_is_reproducible() -> None:
     """
-    A story follows from its number: told again, it is the same one.
+    A story follows from its number, whatever was told before, and in whichever process: it is the same one.
     """
-    first, again = tell_stories(range(200, 210)), tell_stories(range(200, 210))
-    assert (again.counts, again.states, again.phases, again.calls) == (
-        first.counts,
-        first.states,
-        first.phases,
-        first.calls,
-    )
+    numbers = range(215, 221)
+    first, again = tell_stories(numbers), Tally()
+    for number in reversed(numbers):
+        again.add(tell_stories([number]))
+    assert first.states["running: step in a thread"] > 0
+    assert first.counts == again.counts
+    assert (first.states, first.phases, first.calls) == (again.states, again.phases, again.calls)
+
+
+def test_story_that_the_command_tells_is_the_same() -> None:
+    """
+    What ``--story`` tells is what was told among others.
+    """
+    command = [sys.executable, "-m", "soak", "--story", "218"]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    told = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    assert told.stdout == tell_stories([218]).summary(1.0) + "\n"
 
 
 # What must be caught -----------------------------------------------------------------------------------------------

@@ -96,8 +96,8 @@ class _Patience:
 
     def _look(self) -> None:
         if self._run.last_progress_at + MEMO_ONLY_PATIENCE_S <= self._run.services.clock.now():
-            self._run.cancel("cancelled")
-        else:
+            self._run.lose_patience()
+        if self._run.leaving is None:
             self._arm()
 
     def end(self) -> None:
@@ -121,7 +121,8 @@ async def _end(run: Run, exc: BaseException | None, *, returned: bool, value: ob
             run.is_ending = True
             if run.journal.children:
                 await _cancel_children(run, ending)
-            if run.leaving == "stopping":
+            # A run that was being cancelled before does not look stopped, and some children may not have been told.
+            if run.leaving == "stopping" or (run.journal.children and run.host.is_halted):
                 return Driven()
             if run.journal.compensations:
                 cause = await _begin_compensations(run, ending)

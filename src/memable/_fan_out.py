@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -90,6 +90,7 @@ class _Members:
         self._limit = limit
         self._count = 0
         self._waiting: trio.Event | None = None
+        self._task: trio.lowlevel.Task | None = None
         self._is_branch = False
 
     async def wait_room(self) -> None:
@@ -117,7 +118,8 @@ class _Members:
 
     async def _pause(self) -> None:
         waiting = self._waiting = trio.Event()
-        self._is_branch = self._run.activity.pause_branch()
+        self._task = trio.lowlevel.current_task()
+        self._is_branch = self._run.begin_pause()
         try:
             await waiting.wait()
         finally:
@@ -128,7 +130,8 @@ class _Members:
         assert self._waiting is not None
         self._waiting.set()
         self._waiting = None
-        self._run.activity.resume_branch(self._is_branch)
+        assert self._task is not None
+        self._run.end_pause(self._task, self._is_branch)
 
 
 async def perform_fan_out(run: Run, place: Place, key: str, fan_out: FanOut) -> list[Any]:
@@ -202,8 +205,10 @@ class _FanOutWork:
             self._failed = self._error(failed.index, failed.item_key, failed.error)
         if not pending and self._failed is None and self._path not in run.journal.fan_outs:
             run.refuse_late(fan_out.operation)
-        if self._failed is None or run.is_memo_only:
+        if self._failed is None:
             await self._run_children(pending, items)
+        elif run.is_memo_only:
+            await self._run_children([child for child in pending if child.name in self._needed_again], iter(()))
         if self._unrecorded:
             raise _most_urgent(self._unrecorded)
         if self._failed is None:
@@ -222,6 +227,7 @@ class _FanOutWork:
         """
         run = self._run
         recorded = run.journal.fan_outs.get(self._path, FanOutItems())
+        again: list[Child] = []
         begun: list[Child] = []
         new: list[Child] = []
         broken: tuple[Child, BranchFailed] | None = None
@@ -244,7 +250,7 @@ class _FanOutWork:
                     broken = child, memo
                 self._take_memo(child, memo)
                 if child.name in self._needed_again:
-                    begun.append(child)
+                    again.append(child)
             else:
                 (begun if is_recorded else new).append(child)
             count += 1
@@ -253,7 +259,8 @@ class _FanOutWork:
         await run.serve_memo()
         if broken is not None and failed is None and not self._fan_out.settles:
             await self._fail_with(*broken)
-        return [*begun, *new]
+        # First those that come to their end: others may wait for ever, and be as many as may run at once.
+        return [*again, *begun, *new]
 
     def _take_memo(self, child: Child, memo: BranchCompleted | BranchFailed) -> None:
         run = self._run
@@ -299,10 +306,10 @@ class _FanOutWork:
 
     # Children ------------------------------------------------------------------------------------------------
 
-    async def _run_children(self, pending: list[Child], items: Items) -> None:
+    async def _run_children(self, pending: list[Child], items: Iterator[Child]) -> None:
         limit = self._fan_out.limit
         members = _Members(self._run, math.inf if limit is None else limit)
-        async with _open_nursery() as nursery:
+        async with _open_nursery(self._run) as nursery:
             self._scope = nursery.cancel_scope
             try:
                 # Dropped as they start: their items may be large.
@@ -321,6 +328,8 @@ class _FanOutWork:
             except Exception as exc:  # noqa: BLE001 - raised again behind the nursery
                 # What the user's iterator or item_key raises is not to come out of here in a group.
                 self._give_up(exc)
+            if self._failed is not None and self._run.is_memo_only:
+                self._run.leave_behind(nursery)
             await members.wait_empty()
 
     def _has_ended(self) -> bool:
@@ -350,6 +359,7 @@ class _FanOutWork:
         finally:
             place.is_over = True
             members.remove()
+            run.check_memo_only(is_at_end=True)
 
     def _place_of(self, child: Child) -> Place:
         recorded = self._run.journal.fan_outs.get(self._path)
@@ -568,8 +578,9 @@ def _most_urgent(raised: list[BaseException]) -> BaseException:
 
 
 @asynccontextmanager
-async def _open_nursery() -> AsyncIterator[trio.Nursery]:
+async def _open_nursery(run: Run) -> AsyncIterator[trio.Nursery]:
     """Open a nursery out of which mere cancellation comes as one exception, as out of any other operation."""
+    nursery: trio.Nursery | None = None
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
@@ -578,3 +589,6 @@ async def _open_nursery() -> AsyncIterator[trio.Nursery]:
         if all(isinstance(leaf, trio.Cancelled) for leaf in leaves):
             raise leaves[0] from None
         raise
+    finally:
+        if nursery is not None:
+            run.end_children(nursery)

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import math
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
@@ -159,10 +159,12 @@ class Run:
         "_compensator",
         "_decided",
         "_ended",
+        "_failed_nurseries",
         "_header",
         "_held",
         "_may_have_turned_away",
         "_on_change",
+        "_pausing",
         "_pending_message",
         "_recorded_message",
         "_state_left",
@@ -254,6 +256,10 @@ class Run:
         self._pending_message: str | None = None
         self._undecided: set[str] = set()
         self._held: set[trio.lowlevel.Task] = set()
+        self._pausing: set[trio.lowlevel.Task] = set()
+        "Those that wait, within a fan-out, for its children."
+        self._failed_nurseries: dict[trio.Nursery, bool] = {}
+        "Of fan-outs whose failure is recorded, outermost first, and whether their children are being unwound."
         self._state_left: WorkflowState | None = None
         self._may_have_turned_away = not is_first
         self._decided: trio.Event | None = None
@@ -475,6 +481,9 @@ class Run:
         if not self.deciding:
             for scope in list(self.open_scopes.values()):
                 scope.on_decided()
+            if self.is_passivable and path not in self.activity.waits:
+                # It began to wait meanwhile, and could be neither recorded as suspended nor unwound.
+                self._on_change()
 
     async def wait_decided(self, path: str) -> None:
         """
@@ -608,6 +617,20 @@ class Run:
         if self.is_over or self.leaving is not None:
             raise self.run_ended(operation)
 
+    def begin_pause(self) -> bool:
+        """
+        Take note that the current task waits for the children of its fan-out; return whether it is a branch.
+        """
+        self._pausing.add(trio.lowlevel.current_task())
+        return self.activity.pause_branch()
+
+    def end_pause(self, task: trio.lowlevel.Task, is_branch: bool) -> None:
+        """
+        Take note that a task does not wait for the children of its fan-out any more.
+        """
+        self._pausing.discard(task)
+        self.activity.resume_branch(is_branch)
+
     async def _hold(self) -> None:
         """Wait until the body is unwound."""
         task = trio.lowlevel.current_task()
@@ -621,28 +644,80 @@ class Run:
             self._held.discard(task)
             self.activity.resume_branch(is_branch)
 
-    def check_memo_only(self) -> None:
+    def check_memo_only(self, *, is_at_end: bool = False) -> None:
         """
         Unwind a body that only runs to register compensations, once there is nothing left to hope for.
+
+        The children of a fan-out whose failure is recorded are unwound before: the body goes on behind it.
+
+        Args:
+            is_at_end: Whether the current task is about to end.
         """
         if not self.is_memo_only or self._ended or self.leaving is not None:
             return
-        pending = self.journal.compensations.keys() - self.compensations.keys()
-        if not pending or not self._can_go_on():
+        if not self.journal.compensations.keys() - self.compensations.keys():
+            self.cancel("cancelled")
+            return
+        ending = trio.lowlevel.current_task() if is_at_end else None
+        idle = [one for one, is_unwound in self._failed_nurseries.items() if not is_unwound]
+        for nursery in reversed(idle):
+            if not self._any_goes_on(nursery.child_tasks, ending):
+                self._unwind_children(nursery)
+        if not self._can_go_on(ending):
             self.cancel("cancelled")
 
-    def _can_go_on(self) -> bool:
+    def lose_patience(self) -> None:
+        """
+        Unwind a body that only registers compensations, or first the children that hold it up, though it may go on.
+        """
+        for nursery, is_unwound in reversed(self._failed_nurseries.items()):
+            if not is_unwound:
+                self._unwind_children(nursery)
+                return
+        self.cancel("cancelled")
+
+    def leave_behind(self, nursery: trio.Nursery) -> None:
+        """
+        Do not wait for the children of a fan-out whose failure is recorded, once none of them goes on.
+
+        To be followed by ``end_children`` when the nursery is closed.
+        """
+        self._failed_nurseries[nursery] = False
+        self.check_memo_only()
+
+    def end_children(self, nursery: trio.Nursery) -> None:
+        """
+        Take note that the children of a fan-out have all ended.
+        """
+        self._failed_nurseries.pop(nursery, None)
+
+    def _unwind_children(self, nursery: trio.Nursery) -> None:
+        self._failed_nurseries[nursery] = True
+        nursery.cancel_scope.cancel()
+        self.last_progress_at = self.services.clock.now()
+
+    def _can_go_on(self, ending: trio.lowlevel.Task | None) -> bool:
         """Tell whether a task of the body does anything but wait for one that does not go on."""
+        if any(self._failed_nurseries.values()):
+            # It goes on as soon as they are unwound.
+            return True
         if not self.activity.has_busy_branch:
             return False
-        pending = [] if self.body_task is None else [self.body_task]
+        return self.body_task is not None and self._any_goes_on((self.body_task,), ending)
+
+    def _any_goes_on(self, tasks: Iterable[trio.lowlevel.Task], ending: trio.lowlevel.Task | None) -> bool:
+        """Tell whether one of some tasks, or of those below them, does anything but wait for one that does not."""
+        pending = list(tasks)
         while pending:
             task = pending.pop()
-            below = [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+            if task is ending:
+                continue
+            # Who waits for that one only goes on as soon as it has ended.
+            below = [child for nursery in task.child_nurseries for child in nursery.child_tasks if child is not ending]
             pending.extend(below)
             if task in self._held:
                 continue
-            if not below or not _waits_for_tasks(task):
+            if not below or not (task in self._pausing or _waits_at_nursery(task)):
                 return True
         return False
 
@@ -893,14 +968,14 @@ class Run:
         return self._ended and not self._is_compensating()
 
 
-#: Where a task is, as module and function, that waits for the tasks below it.
-_WAITS_FOR_TASKS = frozenset((("trio._core._run", "_nested_child_finished"), ("memable._fan_out", "_pause")))
+#: Where a task is, as module and function, that waits at the end of a nursery for the tasks below it.
+_WAITS_AT_NURSERY = ("trio._core._run", "_nested_child_finished")
 
 
-def _waits_for_tasks(task: trio.lowlevel.Task) -> bool:
-    """Tell whether a task waits at the end of a nursery, or within a fan-out, for the tasks below it."""
+def _waits_at_nursery(task: trio.lowlevel.Task) -> bool:
+    """Tell whether a task waits at the end of a nursery for the tasks below it."""
     return any(
-        (frame.f_globals.get("__name__"), frame.f_code.co_name) in _WAITS_FOR_TASKS
+        (frame.f_globals.get("__name__"), frame.f_code.co_name) == _WAITS_AT_NURSERY
         for frame, _ in task.iter_await_frames()
     )
 

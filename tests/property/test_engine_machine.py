@@ -34,7 +34,8 @@ from running import ending_of
 from simulated_disk import SimulatedDisk, lose_all, lose_nothing
 
 DIRECTORY = Path("/store")
-LOG = DIRECTORY / "00000001.log"
+#: So that a story has several files of the log.
+SEGMENT_BYTES = 2_000
 
 #: The same in every run, so that a failure can be found again.
 ORIGIN_UNIX_S = 1_700_000_000.0
@@ -449,7 +450,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.cut_soon(disturbance)
 
         async def main() -> None:
-            store = memable.FileStore(DIRECTORY, disk=disk)
+            store = memable.FileStore(DIRECTORY, disk=disk, segment_bytes=SEGMENT_BYTES)
             settings = {"workflows": world.workflows(), "resume_on_start": resume_on_start}
             async with memable.open_engine(store, **settings) as engine:
                 after_s = disturbance.after_s if isinstance(disturbance, Interrupt) else math.inf
@@ -489,7 +490,9 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.cut is not None
         match self.cut.loss:
             case "kill":
-                return self.disk.kill()
+                # The model takes what it finds for known, so the system is to have written all of it by the next cut.
+                # A cut that comes before is the business of ``soak``.
+                return self.disk.kill().power_cut(lose_nothing)
             case "nothing":
                 return self.disk.power_cut(lose_nothing)
             case "all":
@@ -501,11 +504,9 @@ class EngineMachine(RuleBasedStateMachine):
         """
         Return what the store holds, as found on a copy of the disk. Opening it twice shows the same.
         """
-        disk = copy.deepcopy(self.disk)
+        disk = self.disk.copy()
         kept: Kept = run_virtual(lambda: read_store(disk))
-        log = disk.content(LOG)
         assert run_virtual(lambda: read_store(disk)) == kept
-        assert disk.content(LOG).startswith(log)
         return kept
 
     def settle(self, *, is_cut_short: bool) -> None:
@@ -782,10 +783,11 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 async def read_store(disk: SimulatedDisk) -> Kept:
-    async with memable.FileStore(DIRECTORY, disk=disk).open(current_clock()) as store:
+    file_store = memable.FileStore(DIRECTORY, disk=disk, segment_bytes=SEGMENT_BYTES)
+    async with file_store.open(current_clock()) as store:
         return {
             header.instance_id: (copy.copy(header), list(await store.load(header.number)))
-            for header in await store.headers()
+            for header in await store.headers(limit=10 * MAX_INSTANCES)
         }
 
 

@@ -29,7 +29,7 @@ losses = st.sampled_from(["kill", "nothing", "all"]) | st.integers(0, 1000)
 disturbances = st.one_of(
     st.none(),
     st.builds(Cut, st.integers(0, 70), losses),
-    st.builds(Cut, st.integers(0, 70), losses),
+    st.builds(Cut, st.integers(0, 70), losses, st.booleans(), st.integers(0, 8)),
     st.builds(Failure, st.integers(0, 70), st.sampled_from([errno.EIO, errno.ENOSPC]), st.integers(0, 600), losses),
     st.builds(Interrupt, st.sampled_from([0.5, 1.5, 4.5, 12.5])),
 )
@@ -42,6 +42,9 @@ weathers = st.builds(
     action_s=st.sampled_from([0.0, 0.5, 1.5, 5.0, 50.0]),
     pause_s=st.sampled_from([0.0, 10.0, 1000.0]),
     durability=st.sampled_from(["fsync", "fsync", "fsync", "os"]),
+    segment_bytes=st.sampled_from([None, None, None, 1_024, 50_000]),
+    drops_checkpoint=st.sampled_from([False, False, False, True]),
+    is_looked_at=st.sampled_from([False, False, False, True]),
 )
 
 

@@ -118,6 +118,9 @@ def random_weather(rng: Random, *, durability: str) -> Weather:
         pause_s=rng.choice([0.0, 10.0, 1000.0]),
         durability=durability,
         max_write_bytes=rng.choice([None, None, None, 7, 100, 700]),
+        segment_bytes=rng.choice([1_024, 3_000, 50_000]) if rng.random() < 0.1 else None,
+        drops_checkpoint=rng.random() < 0.1,
+        is_looked_at=rng.random() < 0.1,
     )
 
 
@@ -134,7 +137,7 @@ def _disturbance(rng: Random) -> Disturbance:
     is_open = rng.random() < 0.8
     call = rng.randrange(rng.choice([6, 12, 30, 60]) if is_open else 30)
     if chance < 0.84:
-        return Cut(call, random_loss(rng), is_open)
+        return Cut(call, random_loss(rng), is_open, rng.randrange(8))
     if chance < 0.94:
         error = rng.choice([errno.EIO, errno.ENOSPC])
         return Failure(call, error, rng.choice([0, 1, 100, 600]), random_loss(rng), is_open)

@@ -13,7 +13,6 @@ from memable import MetadataStatus
 from memable._header import InstanceHeader
 from memable._records import InstanceBlocked, InstanceResumed, InstanceRetired, SignalKept
 from programs import Program, Scope, keyed
-from soak.checks import HAS_SEGMENTS
 from soak.story import Story
 
 _WAITS = {"w": "signal", "z": "sleep", "s": "backoff", "u": "backoff"}
@@ -57,7 +56,9 @@ PHASES = (
     "append",
     "load",
     "close",
-    *(("seal", "checkpoint", "compaction") if HAS_SEGMENTS else ()),
+    "seal",
+    "checkpoint",
+    "compaction",
 )
 "What the store was doing."
 

@@ -12,21 +12,23 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
 
+import attrs
 import trio
 
 import memable
 from memable._records import StepCompleted, StepFailed
 from programs import RETENTION_S, WORKFLOWS, Program, Step, Suspend, ops_of
 from simulated_disk import Fault, SimulatedDisk, lose_all, lose_nothing
-from soak.checks import MANY_RECOVERIES, Model, ReexecutedError, Sent
+from soak.checks import DIRECTORY, MANY_RECOVERIES, Model, ReexecutedError, Sent
 from soak.ledger import Ledger, Name
 from soak.watch import WatchedStore
-from soak.weather import FAIR, Cut, Failure, Interrupt, Weather
+from soak.weather import FAIR, Cut, Disturbance, Failure, Interrupt, Weather
 
 #: A story that is not brought to its end by so many sessions is stuck: no program has so many waits.
 MAX_ROUNDS = 30
 
 MAX_INSTANCES = 4
+CHECKPOINT = DIRECTORY / "checkpoint"
 LATE_WORKFLOW = "v"
 Action: TypeAlias = Callable[[memable.Engine], Awaitable[None]]
 #: They are never what a crash or a failing disk may end in.
@@ -68,7 +70,7 @@ class Story(Model):
     Does things to a store, and checks after each what is kept.
     """
 
-    def __init__(self, *, segment_bytes: int | None = None, max_recoveries: int = MANY_RECOVERIES) -> None:
+    def __init__(self, *, segment_bytes: int = 4_000, max_recoveries: int = MANY_RECOVERIES) -> None:
         super().__init__(segment_bytes=segment_bytes, max_recoveries=max_recoveries)
         self.deleting: set[tuple[str, str]] = set()
         "What the host has begun to delete in this session."
@@ -94,6 +96,8 @@ class Story(Model):
         self.deleting.clear()
         self.now += weather.pause_s
         disk = self.disk
+        if weather.drops_checkpoint and CHECKPOINT in disk.shown:
+            disk.remove(CHECKPOINT)
         self.openings.append((self.now, weather.is_late or weather.defect is not None))
         self.prepare(disk, weather)
         is_cut_short = self.run_session(action, weather)
@@ -124,9 +128,8 @@ class Story(Model):
         disturbance = weather.disturbance
         if isinstance(disturbance, Cut | Failure) and not disturbance.is_open:
             self.expect(disk, disturbance)
-        self.watch = WatchedStore.of(
-            self.wrap(self.store(disk, weather.durability)), (one for one, _ in self.kept.values())
-        )
+        store = self.store(disk, weather.durability, weather.segment_bytes)
+        self.watch = WatchedStore.of(self.wrap(store), (one for one, _ in self.kept.values()))
         disk.on_sync = self.note_sync
         world = self.world
         if weather.defect == "types":
@@ -249,11 +252,21 @@ class Story(Model):
                 await self.act(engine, action, workflows, weather)
             if scope.cancelled_caught:
                 raise InterruptedHostError
+            self.expect_at_close(disturbance)
+
+    def expect_at_close(self, disturbance: Disturbance) -> None:
+        """
+        Let the power go while the engine closes, if nothing has happened before.
+        """
+        if isinstance(disturbance, Cut) and disturbance.at_close is not None and not self.disk.is_off:
+            self.expect(self.disk, attrs.evolve(disturbance, call=disturbance.at_close))
 
     async def act(self, engine: memable.Engine, action: Action, workflows: dict[str, Any], weather: Weather) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(action, engine)
             await trio.sleep(weather.linger_s / 2)
+            if weather.is_looked_at and not (self.disk.is_off or self.is_lying):
+                self.check_beside()
             engine.register(workflows[LATE_WORKFLOW])
             await trio.sleep(weather.linger_s / 2)
         await engine.wait_all()
@@ -322,7 +335,8 @@ class Story(Model):
                     if await engine.cancel(*name, reason="why"):
                         self.told.append(("cancelled", name))
                 except memable.WorkflowBlockedError as error:
-                    # It is cancelled when somebody has resumed it, or has told what became of its effect.
+                    # It is cancelled when somebody has resumed it, or has told what became of its effect: until then
+                    # such an instance waits (section 3 of the contract), and its compensations cannot run.
                     if not error.error.type.endswith(("RecoveryLimitError", "OutcomeUnknownError")):
                         raise
 

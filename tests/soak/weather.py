@@ -18,6 +18,8 @@ class Cut:
     "``kill``, ``nothing`` or ``all``, or the seed of what is lost."
     is_open: bool = False
     "Whether calls are counted from when the engine is open."
+    at_close: int | None = None
+    "If that has not come when the engine begins to close: at which call from then on."
 
 
 @attrs.frozen
@@ -69,6 +71,13 @@ class Weather:
     "So much the disk takes in one write."
     defect: str | None = None
     "What is wrong with the code: ``types`` of steps differ from what is recorded, ``compensations`` are missing."
+
+    segment_bytes: int | None = None
+    "When the next file of the log is begun, if not as in the other sessions."
+    drops_checkpoint: bool = False
+    "Whether somebody has deleted the store's checkpoint before."
+    is_looked_at: bool = False
+    "Whether somebody reads the store while the engine has it."
 
     def __repr__(self) -> str:
         fields = attrs.fields(Weather)
