@@ -94,8 +94,8 @@ def _refuse_to_cut_what_was_durable(disk: Disk, directory: Path, reading: LogRea
         raise StoreCorruptedError(
             location=str(reading.files.tail_path),
             offset=reading.scan.good_end,
-            problem="batches behind are damaged or missing that were durable, as the checkpoint says; restore the store "
-            "from a backup, run `memable repair`, or delete the file 'checkpoint' to have them cut off",
+            problem="batches behind are damaged or missing that were durable, as the checkpoint says; restore the "
+            "store from a backup, run `memable repair`, or delete the file 'checkpoint' to have them cut off",
         )
 
 

@@ -72,7 +72,7 @@ class LogTail:
     _sealed_size: int | None = attrs.field(default=None, init=False)
     "How long the segment before this one has become, as long as nothing was appended to this one."
     is_sound: bool = attrs.field(default=True, init=False)
-    "Whether the log ends where it is known to end, and all of it that was synced is on the disk, for all that is known."
+    "Whether the log ends where it is known to, and all of it that was synced is on the disk, for all that is known."
 
     @property
     def segment(self) -> int:
