@@ -41,7 +41,8 @@ def measure(settings: Settings) -> list[Figure]:
     scanned = _child(directory)
     opened = [_child(directory) for _ in range(settings.rounds)]
     (directory / "checkpoint").unlink()
-    scanned_s = [scanned["open_s"], _child(directory)["open_s"]]
+    # The slower one counts: two make no median.
+    without_s = max(scanned["open_s"], _child(directory)["open_s"])
     # What live instances take is told apart by a store that has no others.
     alone = settings.directory / "live"
     write_store(alone, LIVE, LIVE * 10)
@@ -55,7 +56,7 @@ def measure(settings: Settings) -> list[Figure]:
     with_s = median(found["open_s"] for found in opened)
     return [
         Figure(f"open, {store}, with a checkpoint", with_s, "s", goal=at_most(with_s, GOAL_CHECKPOINT_S, "s")),
-        Figure(f"open, {store}, without", min(scanned_s), "s", goal=at_most(min(scanned_s), GOAL_SCAN_S, "s")),
+        Figure(f"open, {store}, without", without_s, "s", goal=at_most(without_s, GOAL_SCAN_S, "s")),
         Figure(
             "resident, each finished instance",
             finished_bytes,

@@ -231,21 +231,21 @@ RECOVERY = _in(
         _FAULTS + "test_torn_tail_of_an_os_session_is_kept_before_it_is_cut",
     ),
     (
-        "the copy of a torn tail is not synced",
-        "shift=start)\n                file.sync()\n",
-        "shift=start)\n",
-        _CAUGHT + "test_torn_tail_is_kept_durably_before_it_is_cut",
+        "all torn tails but the newest are removed",
+        "[:-MAX_TORN_FILES]:",
+        "[:-1]:",
+        _FAULTS + "test_torn_tails_are_kept_apart_and_bound_in_number",
     ),
     (
         "the name of a torn tail's copy is not synced",
-        "        if name is not None:\n            disk.sync_directory(path.parent)\n",
-        "        if name is not None:\n",
-        _CAUGHT + "test_torn_tail_is_kept_durably_before_it_is_cut",
+        "                disk.sync_directory(path.parent)\n",
+        "                pass\n",
+        _FAULTS + "test_torn_tail_that_is_kept_already_is_kept_durably",
     ),
     (
         "a torn tail is written over another one",
-        "is_new = target.name not in names",
-        "is_new = False",
+        "own[-1].number + 1 if own else 0",
+        "0",
         _FAULTS + "test_torn_tails_are_kept_apart_and_bound_in_number",
     ),
     (
@@ -272,14 +272,14 @@ RECOVERY = _in(
         "            file.sync()\n",
         _FAULTS + "test_failed_sync_of_a_recovery_is_followed_by_a_copy",
     ),
-    ("a marked log is not copied", "if lock.is_marked():", "if False:", _COPY),
+    ("a marked log is not copied", "is_sure = not lock.is_marked() and", "is_sure = True and", _COPY),
     (
         "a mark is taken away before the copy is made",
         "            file = _copy(disk, path, file, reading)\n",
         "            lock.clear_mark()\n            file = _copy(disk, path, file, reading)\n",
         _FAULTS + "test_mark_of_a_failure_survives_until_the_copy_is_made",
     ),
-    ("a mark is never taken away", "            lock.clear_mark()\n", "", _COPY),
+    ("a mark is never taken away", "                lock.clear_mark()\n", "                pass\n", _COPY),
     (
         "a missing last segment is not noticed",
         "    elif chain.current[-1].last < lock.noted_tail():\n",
@@ -294,8 +294,36 @@ RECOVERY = _in(
     ),
 )
 
+SETTLING_DISK = _in(
+    "_store/_settling_disk.py",
+    (
+        "a sync of the directory is asked for again after one that failed",
+        "                self._has_failed = True\n",
+        "",
+        "test_settling_disk::test_nothing_is_named_or_believed_after_a_sync_of_the_directory_has_failed",
+    ),
+    (
+        "a sync of the directory that failed is not noted",
+        "                self._note_failure()\n",
+        "",
+        "test_settling_disk::test_failed_sync_of_the_directory_at_an_open_is_made_up_for",
+    ),
+    (
+        "two threads sync the directory at once",
+        "        with self._mutex:\n",
+        "        if True:\n",
+        "test_settling_disk::test_thread_that_waits_for_a_sync_of_another_learns_that_it_failed",
+    ),
+)
+
 DIRECTORY = _in(
     "_store/_directory.py",
+    (
+        "a directory whose making failed is left as it is",
+        "                disk.remove_directory(directory)\n",
+        "                pass\n",
+        "test_settling_disk::test_store_that_is_made_anew_after_a_failed_sync_is_durable",
+    ),
     (
         "a file gets its name before it is durable",
         "        write(file)\n        file.sync()\n",
@@ -488,13 +516,13 @@ DISK = _in(
     ),
     (
         "a file is not synced",
-        "            os.fdatasync(self.live_fd())\n",
-        "            pass\n",
+        "                os.fdatasync(self.live_fd())\n",
+        "                pass\n",
         _CAUGHT + "test_sync_of_a_file_reaches_the_system",
     ),
     (
         "a directory is not synced",
-        "            os.fsync(fd)\n",
+        "            _sync_drive(fd)\n",
         "            pass\n",
         _CAUGHT + "test_sync_of_a_directory_reaches_the_system",
     ),
@@ -720,6 +748,7 @@ MUTANTS = (
     *COMMITTER,
     *RECOVERY,
     *DIRECTORY,
+    *SETTLING_DISK,
     *SCAN,
     *FRAMES,
     *LOCK,

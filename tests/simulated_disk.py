@@ -6,7 +6,7 @@ At a power cut any number of them, from the first on, have reached the disk; eac
 not been synced is as written, as before, zeroed or scrambled. Bytes that a write did not touch, or overwrote with the
 same, keep their value. Creations, renames and removals wait in their directory until that is synced; at a power cut any
 number of them, from the first on, have happened; a directory that is lost takes with it what is in it. A sync that
-fails has dropped what waited: the system goes on showing it, and never writes it.
+fails has dropped what waited, of a file or of a directory: the system goes on showing it, and never writes it.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ class SimulatedDisk:
     "What directories the system shows."
     new_directories: set[Path] = attrs.field(factory=set)
     "Those that are lost at a power cut, with all that is in them, until their parent is synced."
+    forgotten_directories: set[Path] = attrs.field(factory=set)
+    "Of those, the ones whose parent could not be synced: no later sync helps them."
     shown: dict[Path, _Inode] = attrs.field(factory=dict)
     "What the system shows under each path."
     stored: dict[Path, _Inode] = attrs.field(factory=dict)
@@ -179,6 +181,7 @@ class SimulatedDisk:
         return SimulatedDisk(
             directories=self.directories,
             new_directories=self.new_directories,
+            forgotten_directories=self.forgotten_directories,
             shown=self.shown,
             stored=self.stored,
             waiting=self.waiting,
@@ -199,6 +202,7 @@ class SimulatedDisk:
         return SimulatedDisk(
             directories=set(self.directories),
             new_directories=set(self.new_directories),
+            forgotten_directories=set(self.forgotten_directories),
             shown={path: copied(inode) for path, inode in self.shown.items()},
             stored={path: copied(inode) for path, inode in self.stored.items()},
             waiting=[(directory, what, path, copied(inode)) for directory, what, path, inode in self.waiting],
@@ -264,9 +268,26 @@ class SimulatedDisk:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
         self.change("unlink", path, None)
 
+    def remove_directory(self, path: Path) -> None:
+        self.call("remove_directory")
+        if any(found.parent == path for found in self.shown):
+            raise OSError(errno.ENOTEMPTY, "directory not empty", str(path))
+        self.directories.discard(path)
+        self.new_directories.discard(path)
+        self.forgotten_directories.discard(path)
+
     def sync_directory(self, path: Path) -> None:
-        self.call("sync_directory")
-        self.new_directories -= {made for made in self.new_directories if made.parent == path}
+        try:
+            self.call("sync_directory")
+        except PowerCutError:
+            raise
+        except OSError:
+            # The system goes on showing what it has failed to write, and never writes it.
+            self.waiting[:] = [entry for entry in self.waiting if entry[0] != path]
+            self.forgotten_directories |= {made for made in self.new_directories if made.parent == path}
+            raise
+        synced = {made for made in self.new_directories if made.parent == path}
+        self.new_directories -= synced - self.forgotten_directories
         _apply(self.stored, [entry for entry in self.waiting if entry[0] == path])
         self.waiting[:] = [entry for entry in self.waiting if entry[0] != path]
 

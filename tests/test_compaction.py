@@ -482,7 +482,7 @@ def test_upkeep_may_be_cancelled_at_any_step():
     """What is cut short leaves nothing but a temporary file, and that goes when the store is opened again."""
     given = prepared("fsync")
     names: set[tuple[str, ...]] = set()
-    for turns in range(0, 140, 2):
+    for turns in range(60):
         here = given.again()
 
         async def main(store: OpenStore, turns: int = turns, here: Prepared = here) -> None:

@@ -10,7 +10,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,29 @@ def test_file_reads_and_writes_at_offsets(tmp_path: Path):
     file.close()
     with pytest.raises(OSError, match="the file is closed"):
         file.sync()
+
+
+@pytest.mark.parametrize("call", ["pread", "pwrite", "fdatasync", "ftruncate", "fstat"])
+def test_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str):
+    """The system's errors about an open file name no file: here they do."""
+    file = RealDisk().open_file(tmp_path / "file", create=True)
+
+    def fail(*_args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    uses: dict[str, Callable[[], object]] = {
+        "pread": lambda: file.read_at(0, 1),
+        "pwrite": lambda: file.write_at(0, b"x"),
+        "fdatasync": file.sync,
+        "ftruncate": lambda: file.truncate(0),
+        "fstat": file.size,
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            uses[call]()
+    assert caught.value.filename == str(tmp_path / "file")
+    file.close()
 
 
 def test_file_is_not_created_over_another(tmp_path: Path):

@@ -777,3 +777,44 @@ async def test_resume_of_a_failure_inside_a_scope_gets_a_fresh_deadline(place: P
     await trio.sleep(HOUR)
     async with memable.open_engine(place.store(), workflows=[workflow]) as engine:
         assert await (await engine.resume(workflow, "i")).result() == "done"
+
+
+@pytest.mark.parametrize("what", ["children of a fan-out", "wait", "backoff", "call"])
+async def test_what_an_expired_scope_has_left_without_an_outcome_is_not_asked_for(what: str, autojump_clock: MockClock):
+    """
+    A replay that does not get to it again is not behind: what fails behind the scope fails the instance.
+    """
+    store = memable.InMemoryStore()
+    copies: list[memable.InMemoryStore] = []
+
+    async def child(ctx: memable.Context, item: int) -> None:
+        await ctx.suspend(Q)
+
+    waiting = memable.workflow(name="child")(child)
+
+    async def fail() -> None:
+        raise ConnectionError
+
+    async def body(ctx: memable.Context) -> None:
+        async with ctx.move_on_after("limit", 5):
+            match what:
+                case "children of a fan-out":
+                    await ctx.fan_out("f", waiting, [0, 1], limit=1)
+                case "wait":
+                    # A replay is cancelled here.
+                    await trio.sleep(1)
+                    await ctx.suspend(P)
+                case "backoff":
+                    await trio.sleep(1)
+                    await ctx.step("step", fail, retry=RetryPolicy.fixed(3, HOUR))
+                case _:
+                    await trio.sleep(1)
+                    await ctx.call("call", waiting, 0)
+        copies.append(store.crashed_copy())
+        raise LookupError("of the body's own")
+
+    workflow = workflow_of(body)
+    async with memable.open_engine(store, workflows=[workflow, waiting]) as engine:
+        assert isinstance(await ending_of(await engine.invoke(workflow, instance_id=INSTANCE)), memable.Failed)
+    async with memable.open_engine(copies[0], workflows=[workflow, waiting]) as engine:
+        assert isinstance(await ending_of(await engine.get(workflow, INSTANCE)), memable.Failed)

@@ -184,8 +184,8 @@ def assert_survived(siege: Siege, caplog: pytest.LogCaptureFixture) -> None:
         records = trio.run(siege.records)
         trio.run(siege.assert_all_finished)
         assert trio.run(siege.records) == records
-        # Nothing torn, nothing left behind.
-        assert caplog.messages == []
+        # Nothing torn, nothing left behind; what upkeep says is as it should be.
+        assert [message for message in caplog.messages if ": compacted " not in message] == []
 
 
 def test_killed_workers_never_repeat_what_was_acknowledged_and_finish_all(

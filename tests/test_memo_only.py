@@ -319,32 +319,76 @@ async def test_memo_only_body_may_end_as_it_likes(how: str, autojump_clock: obje
     assert undo.done == ["a"]
 
 
-async def test_memo_only_run_of_a_body_with_a_code_error_loses_what_it_does_not_reach(autojump_clock: object):
+@pytest.mark.parametrize("how", ["open", "resume"])
+@pytest.mark.parametrize("is_begun", [False, True])
+async def test_code_error_in_a_memo_only_run_keeps_compensations_from_running_in_a_wrong_order(
+    is_begun: bool, how: str, autojump_clock: object
+):
     """
-    A bad deploy does not lose compensations: what was registered before it runs, then the instance is Blocked.
+    A bad deploy that hides newer compensations runs no older one: it is Blocked, and mended code undoes all in order.
+    """
+    undo = Undo()
+    copies: list[memable.InMemoryStore] = []
+    is_mended = True
+
+    async def undo_last(_name: str) -> None:
+        if not copies:
+            copies.append(store.crashed_copy())
+
+    async def body(ctx: memable.Context) -> None:
+        await register(ctx, undo, "a")
+        await ctx.step("step", nothing, returns=None if is_mended else int)
+        # Within a fan-out: it is not only lost, but the newest.
+        await ctx.fan_out_settled("f", child, [0])
+        await register(ctx, undo, "b")
+        await register(ctx, undo_last if not copies else undo, "c")
+        await ctx.suspend(GO)
+
+    async def child(ctx: memable.Context, item: int) -> None:
+        await register(ctx, undo, f"of child {item}")
+
+    store = await suspended(body)
+    workflow = workflow_of(body)
+    if is_begun:
+        async with memable.open_engine(store, workflows=[workflow]) as engine:
+            await engine.cancel(workflow, INSTANCE, reason="why")
+        store = copies[0]
+        undo.done.clear()
+    else:
+        copies.append(store)
+    is_mended = False
+    async with memable.open_engine(store, workflows=[workflow]) as engine:
+        with pytest.raises(memable.WorkflowBlockedError, match="TypeMismatchError") as caught:
+            await engine.cancel(workflow, INSTANCE, reason="why")
+        assert caught.value.key == "step"
+        assert undo.done == []
+        is_mended = True
+        if how == "resume":
+            state = await ending_of(await engine.resume(workflow, INSTANCE))
+    if how == "open":
+        async with memable.open_engine(store, workflows=[workflow]) as engine:
+            state = await ending_of(await engine.get(workflow, INSTANCE))
+    assert state == memable.Cancelled("why")
+    assert undo.done == ["c", "b", "of child 0", "a"]
+
+
+async def test_code_error_behind_the_last_compensation_does_not_keep_them_from_running(autojump_clock: object):
+    """
+    What is wrong with the code behind all that is registered does not matter to an instance that is cancelled.
     """
     undo = Undo()
     is_mended = True
 
     async def body(ctx: memable.Context) -> None:
-        await register(ctx, undo, "a")
+        await register(ctx, undo, "a", "b")
         if not is_mended:
             await ctx.step("a", never)
-        await register(ctx, undo, "b")
         await ctx.suspend(GO)
 
     store = await suspended(body)
     is_mended = False
-    workflow = workflow_of(body)
-    async with memable.open_engine(store, workflows=[workflow]) as engine:
-        with pytest.raises(memable.WorkflowBlockedError, match="CompensationLostError"):
-            await engine.cancel(workflow, INSTANCE, reason="why")
-        assert undo.done == ["a"]
-        is_mended = True
-        state = await ending_of(await engine.resume(workflow, INSTANCE))
-    assert isinstance(state, memable.Cancelled)
-    assert state.reason == "why"
-    assert undo.done == ["a", "b"]
+    await cancel_in(store, body)
+    assert undo.done == ["b", "a"]
 
 
 async def test_memo_only_run_stops_with_the_engine(autojump_clock: object):

@@ -79,6 +79,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     Remove two instances in a batch.
     """
     monkeypatch.setattr(_removing, "MAX_BATCH", 2)
+    monkeypatch.setattr(_removing, "AT_ONCE", 2)
 
 
 # What it costs -----------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ async def test_retention_of_ten_thousand_at_once_lets_work_through(place: Place,
 
     async def note(records: Sequence[Any]) -> None:
         batch = [record.instance for record in records if record.kind == "instance_retired"]
-        assert len(batch) <= _removing.MAX_BATCH
+        assert len(batch) <= _removing.AT_ONCE
         removed.extend(batch)
 
     async with memable.open_engine(place.store(), workflows=[quick], retention=DAY) as engine:

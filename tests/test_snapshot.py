@@ -31,11 +31,13 @@ from segmented import (
     journals_beside,
     newest_seq,
     open_on,
+    retire,
     run_instance,
+    tidy,
     without_checkpoint,
     without_superseded,
 )
-from simulated_disk import Fault, SimulatedDisk
+from simulated_disk import Fault, SimulatedDisk, SimulatedFile
 
 
 @attrs.frozen
@@ -251,6 +253,99 @@ def test_damage_that_stays_is_told():
     with pytest.raises(StorageError, match="reading failed: Input/output error"):
         read_store(disk, PATH)
     assert _count(found) == 5
+
+
+def with_many_segments() -> SimulatedDisk:
+    """A store that was closed in order, of several segments."""
+    disk = SimulatedDisk()
+
+    async def main(store: OpenStore) -> None:
+        for _ in range(12):
+            await run_instance(store)
+
+    open_on(disk, main)
+    disk = without_checkpoint(in_order(disk))
+    assert len(chain_on(disk).current) > 4
+    return disk
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_missing_last_segments_are_told(count: int):
+    """A reader is not content with the beginning of a log: the lock file says how far it goes."""
+    disk = with_many_segments()
+    names = chain_on(disk).current
+    last = names[-1].last
+    with read_store(disk, PATH) as snapshot:
+        for name in names[-count:]:
+            del disk.shown[PATH / str(name)]
+        which = f"{last:08d}.log: .*segment {last} is" if count == 1 else f"the segments {last - 1} to {last} are"
+        for read in (lambda: read_store(disk, PATH), lambda: snapshot.load(12)):
+            with pytest.raises(StoreCorruptedError, match=f"{which} missing, though the log went on behind"):
+                read()
+    with pytest.raises(StoreCorruptedError, match=f"{which} missing"):
+        open_on(disk, run_instance)
+
+
+def test_lock_file_that_cannot_be_read_says_nothing():
+    """Reading takes no lock, and needs none."""
+    disk = with_many_segments()
+    found = journals_beside(disk)
+    disk.faults[len(disk.calls)] = Fault(errno.EACCES)
+    assert journals_beside(disk) == found
+
+
+def test_missing_log_is_told():
+    """Where there was a store, a reader says that its log is missing, not that there is none."""
+    disk = with_many_segments()
+    for name in chain_on(disk).current:
+        del disk.shown[PATH / str(name)]
+    assert LOCK in disk.shown
+    with pytest.raises(StoreCorruptedError, match="the log is missing, though there was one"):
+        read_store(disk, PATH)
+    del disk.shown[LOCK]
+    with pytest.raises(StorageError, match="there is no store"):
+        read_store(disk, PATH)
+    disk.shown[CHECKPOINT] = SimulatedDisk.holding({CHECKPOINT: b""}).shown[CHECKPOINT]
+    with pytest.raises(StoreCorruptedError, match="the log is missing, though there was one"):
+        read_store(disk, PATH)
+
+
+def test_snapshot_of_what_was_changed_since():
+    """An instance that goes on after the snapshot is shown as it was; one that was removed since is gone."""
+    disk = SimulatedDisk()
+
+    async def main(store: OpenStore) -> None:
+        for _ in range(14):
+            await run_instance(store)
+        goes_on = await run_instance(store, ends=False)
+        with read_store(disk, PATH) as snapshot:
+            await store.append([step(goes_on, 5)])
+            for number in range(1, 14):
+                await retire(store, number)
+            await tidy(store)
+            assert any(name.is_compacted for name in chain_on(disk).current)
+            assert [record.seq for record in snapshot.load(goes_on)] == [1, 2, 3, 4]
+            for number in range(1, 14):
+                with pytest.raises(KeyError):
+                    snapshot.load(number)
+            assert len(snapshot.load(14)) == 5
+
+    open_on(disk, main)
+
+
+def test_removed_file_is_named():
+    """A file that is still not there after many looks was not compacted: it is told which."""
+    disk = with_many_segments()
+
+    class Lost(SimulatedDisk):
+        def open_to_read(self, path: Path) -> SimulatedFile:
+            if path.name == "00000002.log":
+                raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+            return SimulatedDisk.open_to_read(self, path)
+
+    lost = Lost(directories=disk.directories, shown=disk.shown, stored=disk.stored)
+    with pytest.raises(StorageError, match=r"/00000002\.log: reading failed: .*; this file of the log is missing"):
+        read_store(lost, PATH)
 
 
 def _count(found: Journals) -> int:

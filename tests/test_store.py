@@ -6,6 +6,7 @@ What every store does, and what a store in a directory does beside it.
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -25,10 +26,13 @@ import trio.testing
 
 from memable import FileStore, InMemoryStore, StorageError, StoreCorruptedError, StoreLockedError, StoreVersionError
 from memable._clock import current_clock
+from memable._disk import RealDisk
 from memable._states import MetadataStatus
 from memable._store import _committer
 from memable._store._index import HeaderIndex
 from memable._store._protocol import OpenStore, Store
+from memable._store._snapshot import read_store
+from memable._store._verify import verify_store
 from memable._store._worker import ThreadWorker
 from sample_records import completed, resumed, retired, start, started, step
 
@@ -506,13 +510,61 @@ async def test_path_that_is_a_file_is_refused(path: Path):
     assert path.read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "000001.log", "00000001.log.torn"])
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "000001.log", "000001.log.torn", "notes.tmp"])
 async def test_foreign_directory_is_refused(path: Path, name: str):
     """A directory with something else in it is left alone."""
     path.mkdir()
     (path / name).write_text("precious")
     await refused(path, StorageError, f"is no store, but holds other files .{name}.; choose a directory of its own")
     assert [found.name for found in path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("left", ["00000001.log.torn", "00000003.log.torn.2", "00000002.log.tmp", "checkpoint.tmp"])
+async def test_what_is_left_of_a_store_is_refused(path: Path, left: str):
+    """Where only a store that was written to leaves a file, the log is missing: no new one is made."""
+    path.mkdir()
+    (path / left).write_text("precious")
+    await refused(path, StoreCorruptedError, f"the log is missing, though .*, or remove .*{left}.* to begin")
+    with pytest.raises(StoreCorruptedError, match="the log is missing, though there was one"):
+        read_store(RealDisk(), path)
+    with pytest.raises(StoreCorruptedError, match="the log is missing, though there was one"):
+        verify_store(RealDisk(), path)
+    assert [found.name for found in path.iterdir()] == [left]
+
+
+async def test_file_of_the_log_that_is_removed_under_an_open_store_is_named(path: Path):
+    """Whoever reads what is gone is told which file that was, and what can be done; all else goes on."""
+    async with FileStore(path, segment_bytes=1024).open(current_clock()) as opened:
+        numbers = [await start(opened) for _ in range(12)]
+        (path / "00000001.log").unlink()
+        with pytest.raises(StorageError) as caught:
+            await opened.load(numbers[0])
+        assert str(caught.value) == (
+            f"{path}/00000001.log: reading failed: No such file or directory; this file of the log is missing: restore "
+            "the store from a backup, or run `memable repair` to save what is there"
+        )
+        assert await opened.load(numbers[-1])
+        assert await start(opened) == 13
+
+
+async def test_file_that_cannot_be_read_is_named(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An error of the disk tells which file it was in, whether the store is open, opened or read."""
+
+    def fail(*_args: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    problem = r"/00000001\.log: {} failed: Input/output error; find out what is wrong with the disk"
+    async with FileStore(path).open(current_clock()) as opened:
+        number = await start(opened)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", fail)
+            with pytest.raises(StorageError, match=problem.format("reading")):
+                await opened.load(number)
+            with pytest.raises(StorageError, match=problem.format("reading")):
+                read_store(RealDisk(), path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", fail)
+        await refused(path, StorageError, "/lock: opening failed: Input/output error")
 
 
 async def test_foreign_lock_file_is_refused(path: Path):

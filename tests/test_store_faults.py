@@ -4,9 +4,11 @@ The store in a directory on a disk that fails: full disks, failed syncs, cut pow
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import logging
+import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
@@ -22,6 +24,7 @@ from memable._clock import current_clock
 from memable._frames import decode_header, frame_batch, seed_of
 from memable._record_json import encode_record
 from memable._records import InstanceRecord
+from memable._store._failures import UnsettledRenameError, is_no_room, storage_error
 from memable._store._protocol import OpenStore
 from memable._store._recovery import MAX_TORN_FILES
 from sample_records import start, started, step
@@ -156,19 +159,89 @@ def test_torn_tail_is_logged_with_its_size(caplog: pytest.LogCaptureFixture):
     assert f"kept in {TORN.name}" in record.message
 
 
-def test_torn_tails_are_kept_apart_and_bound_in_number(caplog: pytest.LogCaptureFixture):
-    """A torn tail never overwrites another one; one that is there already is not kept twice; no more than a few are."""
-    disk = with_log(killed_after_three().content(LOG))
-    for number in range(MAX_TORN_FILES + 2):
+def torn_on(disk: SimulatedDisk) -> dict[str, bytes]:
+    """The torn tails that are kept, by the names of their files."""
+    return {path.name: disk.content(path) for path in disk.shown if ".torn" in path.name}
+
+
+@pytest.mark.parametrize("durability", ["fsync", "os"])
+def test_torn_tails_are_kept_apart_and_bound_in_number(durability: str, caplog: pytest.LogCaptureFixture):
+    """A torn tail never overwrites another one, nor is it kept twice; of too many, the oldest goes, and it is told."""
+    disk = with_log(killed_after_three(durability).content(LOG))
+    count = MAX_TORN_FILES + 2
+    for number in range(count):
         disk.shown[LOG].shown += b"junk %d" % number
-        run(disk, journals)
-    kept = [disk.content(path) for path in sorted(disk.shown) if ".torn" in path.name]
-    assert sorted(kept) == [b"junk %d" % number for number in range(MAX_TORN_FILES)]
-    assert "nothing of it could be kept" in caplog.records[-1].message
+        run(disk, journals, durability)
+        assert b"junk %d" % number in torn_on(disk).values()
+    kept = {f"{TORN.name}.{number}": b"junk %d" % number for number in range(2, count)}
+    assert torn_on(disk) == kept
+    assert f"kept in {TORN.name}.{count - 1}" in caplog.records[-2].message
+    assert f"{TORN.name}.1: removed this torn tail, the oldest: {MAX_TORN_FILES} are kept" in caplog.records[-1].message
     disk.shown[LOG].shown += b"junk 3"
-    run(disk, journals)
-    assert "kept in 00000001.log.torn.3" in caplog.records[-1].message
-    assert len([path for path in disk.shown if ".torn" in path.name]) == MAX_TORN_FILES
+    run(disk, journals, durability)
+    assert f"kept in {TORN.name}.3" in caplog.records[-1].message
+    assert torn_on(disk) == kept
+    assert torn_on(disk.power_cut(lose_all)) == kept
+
+
+@pytest.mark.parametrize("durability", ["fsync", "os"])
+def test_torn_tails_are_bound_in_number_over_all_segments(durability: str):
+    """However often a log is torn, and wherever, a few torn tails are kept: the newest."""
+    disk = SimulatedDisk()
+    tails: list[bytes] = []
+
+    async def main() -> None:
+        store = FileStore(PATH, "os" if durability == "os" else "fsync", segment_bytes=1024, disk=disk)
+        async with store.open(current_clock()) as opened:
+            number = await start(opened)
+            await opened.append([step(number, seq) for seq in range(2, 9)])
+
+    for number in range(MAX_TORN_FILES + 3):
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+        log = max(path for path in disk.shown if path.suffix == ".log")
+        tails.append(b"junk %d" % number)
+        disk.shown[log].shown += tails[-1]
+    run(disk, journals, durability)
+    assert len({name.partition(".")[0] for name in torn_on(disk)}) > 3
+    assert sorted(torn_on(disk).values()) == sorted(tails[-MAX_TORN_FILES:])
+
+
+def test_torn_tail_that_is_kept_already_is_kept_durably():
+    """A process that died just when a torn tail had been kept leaves a name that a power cut may still take."""
+    torn = killed_after_three("os").content(LOG)[:-10]
+    tail = torn[torn.index(b"\n", torn.index(b'"seq":2')) + 1 :]
+    rehearsal = with_log(torn)
+    run(rehearsal, journals)
+    dead = with_log(torn)
+    dead.cut_at = _number_of(rehearsal, "sync_directory", _number_of(rehearsal, "rename"))
+    with pytest.raises((StorageError, PowerCutError), match="the power was cut"):
+        run(dead, journals)
+    cut_at = 0
+    is_cut = True
+    while is_cut:
+        disk = dead.copy().kill()
+        assert (disk.content(LOG), disk.content(TORN)) == (torn, tail)
+        disk.cut_at = cut_at
+        with contextlib.suppress(StorageError, PowerCutError):
+            run(disk, journals)
+        is_cut = disk.is_off
+        disk = disk.power_cut(lose_all)
+        assert disk.content(LOG) == torn or disk.content(TORN) == tail
+        cut_at += 1
+    assert cut_at > 15
+
+
+def test_torn_tail_that_cannot_be_removed_stays(caplog: pytest.LogCaptureFixture):
+    """A file too many is no reason not to open."""
+    disk = with_log(killed_after_three().content(LOG) + b"torn")
+    for number in range(MAX_TORN_FILES):
+        disk.shown[PATH / f"00000001.log.torn.{number + 1}"] = copy.deepcopy(disk.shown[LOG])
+    rehearsal = disk.copy()
+    run(rehearsal, journals)
+    assert len(torn_on(rehearsal)) == MAX_TORN_FILES
+    disk.faults[_number_of(rehearsal, "remove", _number_of(rehearsal, "sync_directory"))] = Fault(errno.EACCES)
+    assert run(disk, journals) == {1: THREE}
+    assert len(torn_on(disk)) == MAX_TORN_FILES + 1
 
 
 def test_long_torn_tail_is_kept_whole():
@@ -578,6 +651,44 @@ def test_journal_that_cannot_be_read_is_a_storage_error():
         assert await journals(store) == {1: THREE}
 
     run(disk, main)
+
+
+FILE_IS_GONE = (
+    "this file of the log is missing: restore the store from a backup, or run `memable repair` to save what is there"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "doing", "location", "way_out"),
+    [
+        (errno.EIO, "reading", "00000001.log", "find out what is wrong with the disk, then open the store again"),
+        (errno.ENOENT, "opening", "x", "make the directory that it is to be in, or choose another path"),
+        (errno.ENOENT, "reading", "00000003-00000005.2.log", FILE_IS_GONE),
+        (errno.EDQUOT, "writing", "00000001.log", "make room, then open the store again"),
+        (errno.EROFS, "writing", "lock", "give this process the right to write there, or choose another path"),
+    ],
+)
+def test_error_of_the_system_tells_the_way_out(code: int, doing: str, location: str, way_out: str):
+    """Each message says what failed, where, why, and what to do about it."""
+    error = storage_error(f"/store/{location}", doing, OSError(code, os.strerror(code)))
+    assert str(error) == f"/store/{location}: {doing} failed: {os.strerror(code)}; {way_out}"
+
+
+def test_error_that_is_none_of_the_system_is_told():
+    """What nobody has thought of is told by its type, and an error without a text by what there is of it."""
+    assert str(storage_error("/store", "writing", MemoryError("too long"))) == (
+        "/store: writing failed: MemoryError: too long; open the store again"
+    )
+    assert "writing failed: no text; find out" in str(storage_error("/store", "writing", OSError("no text")))
+    assert "writing failed: TimeoutError; find out" in str(storage_error("/store", "writing", TimeoutError()))
+
+
+def test_only_a_full_disk_is_no_room():
+    """A rename whose directory could not be synced makes the disk suspect, though it was only full."""
+    assert is_no_room(OSError(errno.ENOSPC, ""))
+    assert not is_no_room(UnsettledRenameError(errno.ENOSPC, ""))
+    assert not is_no_room(OSError(errno.EIO, ""))
+    assert not is_no_room(ValueError())
 
 
 # Power cuts --------------------------------------------------------------------------------------------------------

@@ -43,6 +43,9 @@ class WatchedDisk:
         self.watch(Call("make_directory", "after"))
         return made
 
+    def remove_directory(self, path: Path) -> None:
+        self.inner.remove_directory(path)
+
     def restrict_directory(self, path: Path) -> None:
         self.inner.restrict_directory(path)
 

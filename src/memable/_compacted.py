@@ -16,8 +16,8 @@ from typing import NoReturn
 import attrs
 
 from ._errors import StoreCorruptedError
-from ._frames import Compacted, Stretch, decode_stretches, parse_line
-from ._scan import WAY_OUT, Entry, entry_of
+from ._frames import WAY_OUT, Compacted, Stretch, decode_stretches, parse_line
+from ._scan import Entry, entry_of
 from ._spans import MAX_OFFSET, span_of
 
 _OFFSET_BITS = MAX_OFFSET.bit_length()

@@ -120,6 +120,12 @@ class Disk(Protocol):
         """
         ...
 
+    def remove_directory(self, path: Path) -> None:
+        """
+        Remove the directory *path*, which must be empty.
+        """
+        ...
+
     def restrict_directory(self, path: Path) -> None:
         """
         Make an existing directory readable by its owner only.
@@ -201,12 +207,15 @@ class RealFile:
 
     fd: int
     "Its descriptor, or -1 once it is closed."
+    path: Path
+    "What it was opened as, for errors to tell."
 
     def size(self) -> int:
         """
         Return the file's length in bytes.
         """
-        found = os.fstat(self.live_fd())
+        with _naming(self.path):
+            found = os.fstat(self.live_fd())
         if not found.st_nlink:
             # What is appended to it would be gone with its last descriptor.
             raise OSError(errno.ENOLCK, "the file was removed or replaced while it was open")
@@ -217,38 +226,36 @@ class RealFile:
         Return *size* bytes from *offset* on, fewer only at the end of the file.
         """
         parts: list[bytes] = []
-        while size > 0 and (part := os.pread(self.live_fd(), size, offset)):
-            parts.append(part)
-            offset += len(part)
-            size -= len(part)
+        with _naming(self.path):
+            while size > 0 and (part := os.pread(self.live_fd(), size, offset)):
+                parts.append(part)
+                offset += len(part)
+                size -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write_at(self, offset: int, chunk: bytes) -> int:
         """
         Write at *offset*, and return how many bytes were written.
         """
-        return os.pwrite(self.live_fd(), chunk, offset)
+        with _naming(self.path):
+            return os.pwrite(self.live_fd(), chunk, offset)
 
     def sync(self) -> None:
         """
         Return when all that was written is on the disk, not only in the drive's own memory.
         """
-        if sys.platform == "darwin":  # pragma: no cover - has no tests of its own
-            try:
-                fcntl.fcntl(self.live_fd(), fcntl.F_FULLFSYNC)
-            except OSError as exc:
-                # A file system that cannot do it says so; any other failure is one of the disk.
-                if exc.errno not in {errno.ENOTSUP, errno.ENOTTY, errno.EINVAL}:
-                    raise
-                os.fsync(self.live_fd())
-        else:
-            os.fdatasync(self.live_fd())
+        with _naming(self.path):
+            if sys.platform == "darwin":  # pragma: no cover - has no tests of its own
+                _sync_drive(self.live_fd())
+            else:
+                os.fdatasync(self.live_fd())
 
     def truncate(self, size: int) -> None:
         """
         Cut the file to *size* bytes.
         """
-        os.ftruncate(self.live_fd(), size)
+        with _naming(self.path):
+            os.ftruncate(self.live_fd(), size)
 
     def close(self) -> None:
         """
@@ -265,6 +272,20 @@ class RealFile:
         if self.fd < 0:
             raise OSError(errno.EBADF, "the file is closed")
         return self.fd
+
+
+def _sync_drive(fd: int) -> None:
+    """Return when all of a file or directory is on the disk, not only in the drive's own memory."""
+    if sys.platform == "darwin":  # pragma: no cover - has no tests of its own
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        except OSError as exc:
+            # A file system that cannot do it says so; any other failure is one of the disk.
+            if exc.errno not in {errno.ENOTSUP, errno.ENOTTY, errno.EINVAL}:
+                raise
+        else:
+            return
+    os.fsync(fd)
 
 
 _Identity = tuple[int, int]
@@ -361,6 +382,12 @@ class RealDisk:
         path.chmod(DIRECTORY_MODE)
         return True
 
+    def remove_directory(self, path: Path) -> None:
+        """
+        Remove the directory *path*, which must be empty.
+        """
+        path.rmdir()
+
     def restrict_directory(self, path: Path) -> None:
         """
         Make an existing directory readable by its owner only.
@@ -386,7 +413,7 @@ class RealDisk:
         """
         name, directory_fd = self._at(path)
         with _naming(path):
-            file = self._keep(os.open(name, _READABLE, dir_fd=directory_fd))
+            file = self._keep(os.open(name, _READABLE, dir_fd=directory_fd), path)
             try:
                 _check_kind(os.fstat(file.fd))
             except BaseException:
@@ -417,7 +444,7 @@ class RealDisk:
         directory = self._locked.get(path)
         fd = os.open(path, os.O_RDONLY) if directory is None else directory.live_fd()
         try:
-            os.fsync(fd)
+            _sync_drive(fd)
         except OSError as exc:
             if exc.errno not in _CANNOT_SYNC_DIRECTORY:
                 raise
@@ -434,7 +461,7 @@ class RealDisk:
             if path.parent in self._locked:
                 raise BlockingIOError(errno.EWOULDBLOCK, "locked by this process", str(path))
             while True:
-                directory = self._keep(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY))
+                directory = self._keep(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY), path.parent)
                 file: RealFile | None = None
                 try:
                     own = _take(directory, path)
@@ -475,7 +502,7 @@ class RealDisk:
     def _open(self, path: Path, flags: int, directory: RealFile | None = None) -> RealFile:
         name, directory_fd = self._at(path) if directory is None else (path.name, directory.live_fd())
         with _naming(path):
-            file = self._keep(os.open(name, _WRITABLE | flags, FILE_MODE, dir_fd=directory_fd))
+            file = self._keep(os.open(name, _WRITABLE | flags, FILE_MODE, dir_fd=directory_fd), path)
             try:
                 found = os.fstat(file.fd)
                 _check_kind(found)
@@ -490,8 +517,8 @@ class RealDisk:
                 raise
         return file
 
-    def _keep(self, fd: int) -> RealFile:
-        file = RealFile(fd)
+    def _keep(self, fd: int, path: Path) -> RealFile:
+        file = RealFile(fd, path)
         self._files.add(file)
         return file
 

@@ -13,9 +13,9 @@ import attrs
 import trio
 
 from ._compensation import lost_compensations, run_compensations
-from ._decide import Block, Cancel, Complete, Ending, Fail, Leave, decide_ending, fatal_leaves
-from ._error_info import ErrorInfo, describe_exception
-from ._errors import OutcomeUnknownError, RunEndedError, SerializationError
+from ._decide import Block, Cancel, Complete, Ending, Fail, Leave, decide_ending, fatal_leaves, find_code_error
+from ._error_info import ErrorInfo, describe_exception, on_one_line
+from ._errors import OutcomeUnknownError, RunEndedError, SerializationError, WorkflowCodeError
 from ._records import (
     CompensationBegun,
     InstanceBlocked,
@@ -107,6 +107,7 @@ class _Patience:
 
 async def _end(run: Run, exc: BaseException | None, *, returned: bool, value: object) -> Driven:
     cause = run.journal.compensating
+    hiding = _find_hiding_error(run, exc)
     if cause is None:
         ending = _decide(run, exc, value)
         if isinstance(ending, Leave) and returned:
@@ -124,18 +125,32 @@ async def _end(run: Run, exc: BaseException | None, *, returned: bool, value: ob
             # A run that was being cancelled before does not look stopped, and some children may not have been told.
             if run.leaving == "stopping" or (run.journal.children and run.host.is_halted):
                 return Driven()
-            if run.journal.compensations:
+            if run.journal.compensations and hiding is None:
                 cause = await _begin_compensations(run, ending)
                 if cause is None:
                     return Driven()
         if cause is None:
-            await _record_ending(run, _ending_record(run, ending))
+            record = _ending_record(run, ending) if hiding is None else _blocked_by(run, hiding)
+            await _record_ending(run, record)
             return Driven()
     elif run.leaving in ("stopping", "passivated"):
         return Driven()
-    if lost_compensations(run) and not run.is_memo_only:
-        return Driven(needs_memo_only_run=True)
-    return await _compensate(run, cause)
+    if hiding is not None:
+        await _record_ending(run, _blocked_by(run, hiding))
+        return Driven()
+    needs_memo_only_run = bool(lost_compensations(run)) and not run.is_memo_only
+    return Driven(needs_memo_only_run=True) if needs_memo_only_run else await _compensate(run, cause)
+
+
+def _find_hiding_error(run: Run, exc: BaseException | None) -> WorkflowCodeError | None:
+    """
+    Return the code error that has kept a run over memos only from registering all compensations, if one has.
+
+    None of them runs then: those that are hidden are to run before older ones, once the code is mended.
+    """
+    if not run.is_memo_only or not lost_compensations(run):
+        return None
+    return run.code_error or (None if exc is None else find_code_error(exc))
 
 
 def _decide(run: Run, exc: BaseException | None, value: object) -> Ending:
@@ -190,7 +205,7 @@ async def _compensate(run: Run, cause: CompensationBegun) -> Driven:
     common = _common(run)
     record: InstanceRecord
     if blocked is not None:
-        record = _blocked_record(run, getattr(blocked, "key", None), blocked, describe_exception(blocked), ())
+        record = _blocked_by(run, blocked)
     elif cause.is_cancelled:
         record = InstanceCancelled(
             seq=run.ledger.next_seq(), reason=cause.reason, error=cause.error, failed_paths=cause.failed_paths, **common
@@ -212,7 +227,8 @@ async def _record_ending(run: Run, record: InstanceRecord | None) -> None:
     if isinstance(record, (InstanceFailed, InstanceBlocked)):
         # A recovered instance may have nobody who asks for its result.
         became = "failed" if isinstance(record, InstanceFailed) else "is blocked"
-        logger.warning("workflow %r, instance %r %s: %s", run.workflow_name, run.instance_id, became, record.error)
+        told = on_one_line(str(record.error))
+        logger.warning("workflow %r, instance %r %s: %s", run.workflow_name, run.instance_id, became, told)
 
 
 def _common(run: Run) -> dict[str, Any]:
@@ -221,6 +237,10 @@ def _common(run: Run) -> dict[str, Any]:
         "at": run.services.clock.now(),
         "status": run.take_status(),
     }
+
+
+def _blocked_by(run: Run, error: WorkflowCodeError) -> InstanceBlocked:
+    return _blocked_record(run, getattr(error, "key", None), error, describe_exception(error), ())
 
 
 def _blocked_record(

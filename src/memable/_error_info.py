@@ -152,3 +152,10 @@ def _traceback(exc: BaseException) -> str:
         return text
     half = MAX_TRACEBACK_CHARS // 2
     return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+
+
+def on_one_line(text: str) -> str:
+    """
+    Return *text* with line breaks and other characters that cannot be printed escaped: a log line, and no more.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

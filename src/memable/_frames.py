@@ -39,6 +39,12 @@ T = TypeVar("T")
 #: The format that this release writes, and the newest that it reads.
 FORMAT_VERSION = 2
 
+#: What is said of damage.
+WAY_OUT = (
+    "no crash explains this; nothing was changed: `memable verify` lists all faults, `memable repair` makes a copy "
+    "with what is intact, or restore the store from a backup"
+)
+
 #: No prefix of a line is longer than this; what is longer need not be looked at.
 MAX_PREFIX_BYTES = 64
 
@@ -174,7 +180,7 @@ def decode_header(line: bytes, location: str) -> SegmentHeader:
         raise StoreCorruptedError(
             location=location,
             offset=0,
-            problem="its first line is not an intact header of a memable log; restore the file from a backup",
+            problem=f"its first line is not an intact header of a memable log; {WAY_OUT}",
         )
     tree = cast("dict[str, Any]", loads(found[2]))
     version: int = tree["memable"]

@@ -4,7 +4,23 @@ How far a run has got in replaying: which memos of earlier runs it has not asked
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 from ._journal import Journal
+
+
+class Recorded(Protocol):
+    """
+    A record, by its place in the journal.
+    """
+
+    @property
+    def seq(self) -> int:
+        """
+        Its sequence number.
+        """
+        ...
 
 
 class Replay:
@@ -49,6 +65,22 @@ class Replay:
         """
         self.ask(path)
         self._unserved.pop(path, None)
+
+    def leave_expired_scope(self, journal: Journal, prefix: str, after: int, before: float) -> None:
+        """
+        Take note that the outcome of an expired scope answers for what was recorded in it and has none of its own.
+
+        It cancels at the first operation without a memo, or in what is between them, so that those behind are not
+        asked for again. Arguments as of ``has_unserved``.
+        """
+        if not self._unasked:
+            return
+        begun: tuple[Mapping[str, Recorded], ...] = (journal.waits, journal.attempts, journal.scopes)
+        for path in [path for path in self._unasked if path.startswith(prefix) and path not in journal.memos]:
+            seqs = [records[path].seq for records in begun if path in records]
+            seqs.append(journal.child_seqs.get(path, 0))
+            if all(not seq or after < seq < before for seq in seqs) and any(seqs):
+                self._unasked.discard(path)
 
     def begin_serving(self) -> None:
         """

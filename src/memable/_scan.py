@@ -25,7 +25,7 @@ from zlib import crc32
 import attrs
 
 from ._errors import StoreCorruptedError, StoreVersionError
-from ._frames import FORMAT_VERSION, MAX_PREFIX_BYTES, Line, LogState, find_line_start, parse_line
+from ._frames import FORMAT_VERSION, MAX_PREFIX_BYTES, WAY_OUT, Line, LogState, find_line_start, parse_line
 from ._record_json import UnknownRecordError, decode_record
 from ._records import INSTANCE_RECORDS, Record, StoreClosed, StoreOpened
 
@@ -38,12 +38,6 @@ _RECORD = re.compile(
     rb'\{"kind":"([a-z_]+)","instance":([0-9]+),"seq":([0-9]+),"at":([-+.0-9e]+)[,}]'
 )
 _KINDS = frozenset(cls.kind.encode() for cls in INSTANCE_RECORDS)
-
-WAY_OUT = (
-    "no crash explains this; nothing was changed: `memable verify` lists all faults, `memable repair` makes a copy "
-    "with what is intact, or restore the store from a backup"
-)
-
 
 Entry: TypeAlias = tuple[bytes, bytes, int, int, float, int, int]
 """

@@ -260,6 +260,8 @@ class DurableScope:
         durable_scopes.set(self._outer)
         self._run.open_scopes.pop(self._path, None)
         self._run.replay.return_(self._path)
+        if self._decided:
+            self._run.replay.leave_expired_scope(self._run.journal, self._place.prefix, *self._window)
         self._is_left = True
         self._over.set()
         suppressed = bool(self._scope.__exit__(exc_type, exc, exc_traceback))

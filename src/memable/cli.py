@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ._cli import _json_lines, _repairing, _verifying
-from ._cli._guard import guard
+from ._cli._guard import INTERRUPTED, Told, complain, guard, have_streams
 from ._cli._moments import Moments
-from ._cli._reading import Selection, open_store
+from ._cli._reading import Selection, check_directory, open_store
 from ._disk import RealDisk
 from ._keys import SEPARATOR
 from ._states import MetadataStatus
@@ -47,14 +47,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its words after ``memable``; those that this process was started with if left out.
 
     Returns:
-        The exit status: 0 if all is right, 1 if something is wrong, 2 if the command could not begin.
+        The exit status: 0 if all is right, 1 if something is wrong, 2 if the command could not begin, 130 if somebody
+        has interrupted it.
 
     Raises:
         SystemExit: The words are wrong, or ask for help or the version, which is printed.
     """
-    given = _parser().parse_args(argv)
+    have_streams()
     try:
+        given = _parser().parse_args(argv)
         status: int = given.run(given)
+    except KeyboardInterrupt:
+        return complain("memable", "interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "rich":
             raise
@@ -86,7 +90,7 @@ def _version() -> str:
 # Reading a store ---------------------------------------------------------------------------------------------------
 
 
-def _describe_reading(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
+def _describe_reading(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], Told | None]) -> None:
     """Add what all commands have that read a store."""
     parser.epilog = _READING_EPILOG
     parser.add_argument("store", type=Path, metavar="STORE", help="the store's directory")
@@ -161,10 +165,15 @@ def _place(text: str) -> str:
 
 
 def _limit(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
+    return _whole(text, 1, 10**MAX_NUMBER_DIGITS)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    is_number = text.isascii() and text.isdigit() and len(text) <= MAX_NUMBER_DIGITS
+    if not is_number or not least <= int(text) <= most:
+        limits = f"from {least} to {most}" if most <= MAX_KILLS else f"of at least {least}"
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a whole number {limits}")
+    return int(text)
 
 
 def _run_ls(given: argparse.Namespace) -> None:
@@ -261,16 +270,20 @@ def _describe_repair(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=guard(parser.prog, _run_repair, failure=USAGE_ERROR))
 
 
-def _run_verify(given: argparse.Namespace) -> int:
+def _run_verify(given: argparse.Namespace) -> Told:
+    check_directory(given.store)
     verdict = verify_store(RealDisk(), given.store)
-    (_verifying.print_verdict_json if given.json else _verifying.print_verdict)(sys.stdout, verdict)
-    return 0 if verdict.is_sound else 1
+    tell = _verifying.print_verdict_json if given.json else _verifying.print_verdict
+    return Told(0 if verdict.is_sound else 1, lambda out: tell(out, verdict))
 
 
-def _run_repair(given: argparse.Namespace) -> int:
-    repair = repair_store(RealDisk(), given.store, time.time(), given.to, in_place=given.in_place)
-    (_repairing.print_repair_json if given.json else _repairing.print_repair)(sys.stdout, repair)
-    return 0 if repair.is_lossless else 1
+def _run_repair(given: argparse.Namespace) -> Told:
+    check_directory(given.store)
+    # It is the directory itself that gets another name, not a link to it.
+    directory = given.store.resolve() if given.in_place else given.store
+    repair = repair_store(RealDisk(), directory, time.time(), given.to, in_place=given.in_place)
+    tell = _repairing.print_repair_json if given.json else _repairing.print_repair
+    return Told(0 if repair.is_lossless else 1, lambda out: tell(out, repair))
 
 
 # The demo ----------------------------------------------------------------------------------------------------------
@@ -293,10 +306,7 @@ def _describe_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _kills(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= MAX_KILLS:
-        raise argparse.ArgumentTypeError(f"{number} is not from 0 to {MAX_KILLS}")
-    return number
+    return _whole(text, 0, MAX_KILLS)
 
 
 def _run_demo(given: argparse.Namespace) -> int:

@@ -343,6 +343,8 @@ class Model:
                 # Its id may be in use again.
                 assert number not in self.kept, f"{name} was deleted"
                 continue
+            if what == "cancelled" and self.was_cancelled_and_retired(name, number):
+                continue
             if number is None:
                 assert WORKFLOWS[name[0]] is not None or name in self.may_vanish, f"{name} was {what}, and is gone"
                 continue
@@ -352,6 +354,22 @@ class Model:
                 old = len(self.kept[number][1]) if number in self.kept else 0
                 resumes = [one for one in kept[number][1][old:] if isinstance(one, InstanceResumed)]
                 assert self.asked in [(one.forgotten, one.anew) for one in resumes], f"{name} was resumed"
+
+    def was_cancelled_and_retired(self, name: Name, number: int | None) -> bool:
+        """
+        Tell whether an instance was cancelled in this session and then removed, or another has taken its place.
+
+        So it is with what is below a parent that was resumed, and has forgotten it (section 4 of the contract): its id
+        is in use again as soon as the parent gets there once more.
+        """
+        if number in self.kept or not self.is_orphan(name[1]):
+            return False
+        assert self.watch is not None
+        old = {one.number for one, _ in self.kept.values() if (one.workflow, one.instance_id) == name}
+        new = [record for append in self.watch.appends if append.is_acknowledged for record in append.records]
+        cancelled = {record.instance for record in new if isinstance(record, InstanceCancelled)}
+        retired = {record.instance for record in new if isinstance(record, InstanceRetired)}
+        return bool(old & cancelled & retired)
 
     def check_vanished(self, kept: Kept) -> None:
         for number, (header, records) in self.kept.items():

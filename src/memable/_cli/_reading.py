@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 
 from .._disk import RealDisk
-from .._errors import MemableError, StorageError
+from .._errors import StorageError
 from .._header import InstanceHeader
 from .._keys import SEPARATOR
 from .._records import InstanceRecord
@@ -26,19 +26,10 @@ _PAGE = 1000
 _MAX_NAMED = 10
 
 
-@attrs.define(slots=False, eq=False, kw_only=True)
-class NotInStoreError(MemableError):
+class NotInStoreError(LookupError):
     """
     The store does not have what was asked for.
     """
-
-    location: str
-    "The store's directory."
-    problem: str
-    "What is missing, and what there is in its place."
-
-    def __str__(self) -> str:
-        return f"{self.location}: {self.problem}"
 
 
 @attrs.frozen
@@ -86,10 +77,20 @@ def open_store(directory: Path) -> StoreSnapshot:
         StoreVersionError: A newer release wrote it.
         OSError: The disk failed.
     """
+    check_directory(directory)
+    return read_store(RealDisk(), directory)
+
+
+def check_directory(directory: Path) -> None:
+    """
+    Refuse what cannot be a store.
+
+    Raises:
+        StorageError: There is no such directory.
+    """
     if not directory.is_dir():
         problem = "is no directory, so no store" if directory.exists() else "there is no such store"
         raise StorageError(location=str(directory), problem=problem)
-    return read_store(RealDisk(), directory)
 
 
 def select(snapshot: StoreSnapshot, selection: Selection) -> Selected:
@@ -150,7 +151,7 @@ def find(snapshot: StoreSnapshot, workflow: str, instance_id: str) -> InstanceHe
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
         known = f"{', '.join(map(repr, names[:_MAX_NAMED]))}{more}" if names else "none at all"
         problem = f"has no instance of a workflow {workflow!r}; workflows with instances: {known}"
-    raise NotInStoreError(location=snapshot.location, problem=problem)
+    raise NotInStoreError(f"{snapshot.location}: {problem}")
 
 
 @contextmanager

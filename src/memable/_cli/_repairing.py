@@ -12,7 +12,7 @@ from .._lost_records import LostRecord
 from .._store._repair import Repair
 from .._store._salvaging import Casualty
 from ._escaping import escape_line, json_line
-from ._verifying import fault_tree, note_tree
+from ._verifying import counted, fault_tree, note_tree
 
 
 def print_repair(out: TextIO, repair: Repair) -> None:
@@ -46,6 +46,8 @@ def print_repair_json(out: TextIO, repair: Repair) -> None:
             for hole in repair.holes
         ],
         "casualties": [_casualty_tree(casualty) for casualty in repair.casualties],
+        "doubtful": repair.doubtful_count,
+        "warnings": list(_warnings(repair)),
     }
     out.write(json_line(tree, encoding=out.encoding or "utf-8") + "\n")
 
@@ -56,18 +58,22 @@ def _lines(repair: Repair) -> Iterator[str]:
         return
     for fault in repair.faults:
         yield f"fault: {fault}"
+    for note in repair.notes:
+        yield f"note: {note}"
     for hole in repair.holes:
         if hole.lost is None:
             yield f"lost: {hole.file}: at byte offset {hole.offset}: any number of records ({hole.length:,} bytes)"
         else:
-            known = f"{len(hole.lost)} record(s) of instances, which are known"
+            known = f"{counted(len(hole.lost), 'record')} of instances, known"
             yield f"lost: {hole.file}: at byte offset {hole.offset}: {known}"
     if repair.torn is not None:
         offset, size, batches = repair.torn
-        yield f"torn tail: {size:,} bytes of {batches} batch(es) from byte offset {offset} on were cut off, as at open"
+        what = f"{counted(size, 'byte')} of {counted(batches, 'batch', 'batches')} from byte offset {offset} on"
+        yield f"torn tail: {what}: cut off, as at open"
     for casualty in repair.casualties:
         yield f"{casualty.fate}: {casualty}"
-    yield f"{repair.target}: {repair.instance_count:,} instances and {repair.record_count:,} records are in the copy"
+    instances, records = counted(repair.instance_count, "instance"), counted(repair.record_count, "record")
+    yield f"{repair.target}: in the copy: {instances}, {records}"
     if repair.kept_aside is not None:
         yield f"{repair.kept_aside}: the damaged store; remove it when you do not need it any more"
     else:
@@ -77,12 +83,25 @@ def _lines(repair: Repair) -> Iterator[str]:
         return
     blocked = sum(casualty.fate == "blocked" for casualty in repair.casualties)
     if blocked:
+        are = "instance is" if blocked == 1 else "instances are"
         yield (
-            f"{blocked:,} instances are blocked, since something of them is lost or may be: see `memable show`, find "
-            "out what each has done already, then engine.resume(...) it"
+            f"{blocked:,} {are} blocked, since something is lost or may be: see `memable show`, find out what each has "
+            "done already, then engine.resume(...) it"
         )
-    if any(hole.lost is None for hole in repair.holes):
-        yield "instances that were started in what is lost, and recorded nothing elsewhere, cannot be named"
+    yield from (f"warning: {text}" for text in _warnings(repair))
+
+
+def _warnings(repair: Repair) -> Iterator[str]:
+    """Yield what cannot be told of one instance, where it is not known what was lost."""
+    if all(hole.lost is not None for hole in repair.holes):
+        return
+    yield "instances that were started in what is lost, and recorded nothing elsewhere, cannot be named"
+    if repair.doubtful_count:
+        count = counted(repair.doubtful_count, "instance")
+        yield (
+            f"{count} that had ended may have gone on, or been removed, in what is lost: nothing tells, so the last "
+            "known end of each is kept"
+        )
 
 
 def _casualty_tree(casualty: Casualty) -> dict[str, JSON]:

@@ -126,7 +126,8 @@ class Report:
         at = f" at {escape_line(details.header.key)}" if blocked and details.header.key is not None else ""
         self._print_heading(f"Blocked{at} by" if blocked else "Error")
         self._print_indented(self._error(error))
-        if error.traceback:
+        # What was never raised has no more to show than what was just said.
+        if error.traceback and error.traceback.strip() != str(error):
             self._print_indented(Text(escape_lines(error.traceback.rstrip("\n")), "dim"))
 
     def _print_advice(self, details: Details, *, is_closed: bool) -> None:

@@ -20,15 +20,15 @@ def print_verdict(out: TextIO, verdict: Verdict) -> None:
     _print_lines(out, "note", verdict.notes)
     _print(
         out,
-        f"{verdict.location}: {_count(verdict.instance_count, 'instance')}, {verdict.unfinished_count:,} of them not "
-        f"ended; {_count(verdict.record_count, 'record')} in {_count(verdict.file_count, 'file')} of "
-        f"{_count(verdict.log_bytes, 'byte')}, for {_count(verdict.segment_count, 'segment')}; "
+        f"{verdict.location}: {counted(verdict.instance_count, 'instance')}, {verdict.unfinished_count:,} of them not "
+        f"ended; {counted(verdict.record_count, 'record')} in {counted(verdict.file_count, 'file')} of "
+        f"{counted(verdict.log_bytes, 'byte')}, for {counted(verdict.segment_count, 'segment')}; "
         f"session {verdict.session}{'' if verdict.is_closed else ', not closed'}",
     )
     if verdict.is_sound:
         _print(out, "sound: no fault was found")
     else:
-        _print(out, f"{_count(len(verdict.faults), 'fault')}: `memable repair` saves what is intact, into a copy")
+        _print(out, f"{counted(len(verdict.faults), 'fault')}: `memable repair` saves what is intact, into a copy")
 
 
 def print_verdict_json(out: TextIO, verdict: Verdict) -> None:
@@ -89,5 +89,8 @@ def _print(out: TextIO, text: str) -> None:
     out.write(escape_line(text) + "\n")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def counted(number: int, what: str, many: str | None = None) -> str:
+    """
+    Return how many there are of what.
+    """
+    return f"{number:,} {what if number == 1 else many or what + 's'}"

@@ -35,16 +35,18 @@ from .._states import MetadataStatus
 from ._directory import CHECKPOINT_NAME, TEMPORARY_SUFFIX
 from ._files import CHUNK_BYTES, read_header
 from ._index import HeaderIndex, IndexSnapshot, LiveInstance
-from ._space import FileSpace, Space, Tombstone
+from ._space import FileSpace, Space
 
 logger = logging.getLogger("memable")
 
-_MAGIC = b"memable checkpoint 1\n"
+_MAGIC = b"memable checkpoint 2\n"
 _END_BYTES = 17
 #: So many bytes of the log before the checkpoint's place are compared: they hold the end of a batch.
 _PROOF_BYTES = 4096
 #: So many live instances are encoded at once.
 _LIVE_SLICE = 500
+#: So many numbers are taken out of an array at once.
+_ARRAY_SLICE = 128 * 1024
 
 
 @attrs.frozen(eq=False)
@@ -80,20 +82,45 @@ class CheckpointDraft:
     state: LogState
     index: IndexSnapshot
     files: tuple[FileSpace, ...]
-    tombstones: dict[int, Tombstone]
-    superseded: frozenset[int]
+    space: Space
+    "Goes on changing, too: whatever is found there later comes from records that an opener reads beyond the place."
+    unexamined: set[int]
+    "So does this one. Numbers of instances of which nobody has found out yet what they forgot."
     live: list[bytes] = attrs.field(factory=list[bytes], init=False)
     "The live instances, encoded."
-    live_spans: array[int] = attrs.field(factory=lambda: array("Q"), init=False)
-    "Their spans, one instance after the other."
+    arrays: dict[str, array[int]] = attrs.field(factory=dict[str, "array[int]"], init=False)
+    "What there is a number of numbers of, by the name of its part."
 
     def encode_live(self) -> Iterator[None]:
         """
-        Encode the live instances, in steps. To be called where records are folded: each is taken as it is by then.
+        Encode what goes on changing, in steps. To be called where records are folded: each is taken as it is by then.
         """
+        spans = self.arrays["live_spans"] = array("Q")
         instances = list(self.index.live.values())
         for start in range(0, len(instances), _LIVE_SLICE):
-            self.live.extend(_encode_live(instances[start : start + _LIVE_SLICE], self.live_spans))
+            self.live.extend(_encode_live(instances[start : start + _LIVE_SLICE], spans))
+            yield
+        superseded = self.arrays["superseded"] = array("Q")
+        for page in self.space.superseded.pages():
+            superseded.extend(page)
+            yield
+        yield from self._encode_tombstones()
+        # Last: what is live may have been resumed up to now, and then nobody sees that it was.
+        self.arrays["unexamined"] = array("Q", self.unexamined)
+        self.arrays["has_forgotten"] = array("Q", self.index.has_forgotten)
+
+    def _encode_tombstones(self) -> Iterator[None]:
+        tombstones = self.arrays["tombstones"] = array("Q")
+        segments = self.arrays["tombstone_segments"] = array("Q")
+        places: dict[frozenset[int], int] = {}
+        for page in self.space.tombstones.pages():
+            for number, tombstone in page:
+                place = places.get(tombstone.segments)
+                if place is None:
+                    place = places[tombstone.segments] = len(segments)
+                    segments.append(len(tombstone.segments))
+                    segments.extend(tombstone.segments)
+                tombstones.extend((number, tombstone.span, place))
             yield
 
 
@@ -274,7 +301,8 @@ def _parts(draft: CheckpointDraft) -> Iterator[tuple[str, Iterable[bytes]]]:
         yield f"ends_{at}_keys", _chunks(keys)
         yield f"ends_{at}_values", _chunks(values)
     yield "live", draft.live
-    yield "live_spans", (draft.live_spans.tobytes(),)
+    for name, numbers in draft.arrays.items():
+        yield name, (numbers[at : at + _ARRAY_SLICE].tobytes() for at in range(0, len(numbers), _ARRAY_SLICE))
 
 
 def _chunks(given: Chunks) -> Iterable[bytes]:
@@ -293,14 +321,8 @@ def _footer(draft: CheckpointDraft, parts: list[JSON], proof: int) -> bytes:
         "state": {**attrs.asdict(draft.state), "crashed": list(draft.state.crashed)},
         "last_number": index.last_number,
         "workflows": list[JSON](index.workflows),
-        "has_forgotten": list[JSON](sorted(index.has_forgotten)),
         "ends": list[JSON](index.ends),
         "files": [[str(file.name), file.size, file.dead] for file in draft.files],
-        "tombstones": [
-            [number, tombstone.span, list[JSON](sorted(tombstone.segments))]
-            for number, tombstone in draft.tombstones.items()
-        ],
-        "superseded": list[JSON](sorted(draft.superseded)),
         "parts": parts,
     }
     text = dumps(tree)
@@ -378,7 +400,7 @@ def _read(file: DiskFile) -> _Found | None:
         offset=tree["offset"],
         state=LogState(**state),
         index=_index(tree, parts),
-        space=_space(tree),
+        space=_space(tree, parts),
         size=size,
         newest_span=newest_span,
         proof=tree["proof"],
@@ -407,7 +429,8 @@ def _index(tree: dict[str, Any], parts: dict[str, bytes]) -> HeaderIndex:
             names=pair("names"),
             children=pair("children"),
             ends={workflow: pair(f"ends_{at}") for at, workflow in enumerate(tree["ends"])},
-            has_forgotten=set(tree["has_forgotten"]),
+            has_forgotten=set(array("Q", parts.pop("has_forgotten"))),
+            unexamined=set(array("Q", parts.pop("unexamined"))),
             live=dict(_decode_live(parts.pop("live"), spans)),
         )
     )
@@ -427,13 +450,17 @@ def _decode_live(text: bytes, spans: array[int]) -> Iterator[tuple[int, LiveInst
         offset += count
 
 
-def _space(tree: dict[str, Any]) -> Space:
+def _space(tree: dict[str, Any], parts: dict[str, bytes]) -> Space:
     space = Space()
     for text, size, dead in tree["files"]:
         name = parse_name(text)
         if name is not None:
             space.files.append(FileSpace(name, size, dead))
-    for number, span, segments in tree["tombstones"]:
-        space.tombstones[number] = Tombstone(span, frozenset(segments))
-    space.superseded = set(tree["superseded"])
+    tombstones = array("Q", parts.pop("tombstones"))
+    segments = array("Q", parts.pop("tombstone_segments"))
+    for number, span, place in zip(tombstones[::3], tombstones[1::3], tombstones[2::3], strict=True):
+        # Most have the same few sets, which are made once.
+        space.tombstones.put(number, span, frozenset(segments[place + 1 : place + 1 + segments[place]]))
+    for span in array("Q", parts.pop("superseded")):
+        space.superseded.add(span)
     return space

@@ -142,12 +142,14 @@ class Committer:
         """
         self._opened = opened
         try:
-            await run_job(self._worker, self._begin_session)
+            appended = await run_job(self._worker, self._begin_session)
         except OSError as exc:
             if not (is_no_room(exc) and self._tail.is_sound):
                 self._failure = exc
                 raise self._failed(exc) from exc
             logger.warning("%s: there is no room to write; what is there can be read only (%s)", self._location, exc)
+        else:
+            self._note_begun(appended)
 
     async def close(self, now: float) -> bool:
         """
@@ -170,9 +172,15 @@ class Committer:
         if self._failure is not None or self._opened is not None or not self._tail.is_sound:
             return False
         try:
-            return await run_job(self._worker, partial(self._close_session, now))
+            appended = await run_job(self._worker, partial(self._close_session, now))
         except OSError as exc:
             raise storage_error(self._location, "closing the store", exc) from exc
+        if appended is None:
+            return False
+        self._take_in(appended)
+        self._sessions = attrs.evolve(self._sessions, closed=True)
+        self._newest_at = max(self._newest_at, now)
+        return True
 
     async def sync(self) -> None:
         """
@@ -205,44 +213,52 @@ class Committer:
     def _syncs(self) -> bool:
         return self._tail.durability == "fsync"
 
-    def _begin_session(self) -> None:
-        """Write the record that is due before any other of this session. Called by the worker."""
-        opened = self._opened
-        if opened is not None:
-            self._take_in(self._tail.append([encode_record(opened)], self._tell_state))
-            self._sessions = attrs.evolve(
-                self._sessions,
-                session=opened.session,
-                durability=opened.durability,
-                closed=False,
-            )
-            self._newest_at = max(self._newest_at, opened.at)
-            self._opened = None
+    # In the worker, where nothing is changed that others see -------------------------------------------------
 
-    def _close_session(self, now: float) -> bool:
-        """Record the end of the session; return whether that is in the log. Called by the worker."""
+    def _begin_session(self) -> Appended | None:
+        """Write the record that is due before any other of this session, if it is."""
+        if self._opened is None:
+            return None
+        return self._tail.append([encode_record(self._opened)], self._tell_state)
+
+    def _close_session(self, now: float) -> Appended | None:
+        """Record the end of the session, in the log if there is room."""
         # The record says that all before it is durable.
         if not self._syncs:
             self._tail.sync()
         closed = StoreClosed(session=self._tail.session, at=now)
         try:
-            self._take_in(self._tail.append([encode_record(closed)], self._tell_state))
+            return self._tail.append([encode_record(closed)], self._tell_state)
         except OSError as exc:
             if not (is_no_room(exc) and self._tail.is_sound):
                 raise
             self._tail.lock.note_closed(self._tail.segment, closed.session, self._tail.next_batch)
-            return False
-        self._sessions = attrs.evolve(self._sessions, closed=True)
-        self._newest_at = max(self._newest_at, now)
-        return True
+            return None
 
     def _tell_state(self) -> LogState:
         return self.state
 
-    def _append(self, texts: Sequence[bytes]) -> Appended:
-        """Write a batch. Called by the worker."""
-        self._begin_session()
-        return self._tail.append(texts, self._tell_state, sync=self._syncs)
+    def _append(self, texts: Sequence[bytes]) -> tuple[Appended | None, Appended]:
+        """Write a batch; return first what the beginning of the session took, if that was due."""
+        begun = self._begin_session()
+        tell_state = self._tell_state if begun is None else self._tell_state_begun
+        return begun, self._tail.append(texts, tell_state, sync=self._syncs)
+
+    def _tell_state_begun(self) -> LogState:
+        """Tell what the log has come to when the session's beginning is written, but not taken in."""
+        assert self._opened is not None
+        return _begun(self.state, self._opened)
+
+    # In the event loop ---------------------------------------------------------------------------------------
+
+    def _note_begun(self, appended: Appended | None) -> None:
+        """Take note that the session's beginning is in the log, if it is that that was written."""
+        opened = self._opened
+        if opened is not None and appended is not None:
+            self._take_in(appended)
+            self._sessions = _begun(self._sessions, opened)
+            self._newest_at = max(self._newest_at, opened.at)
+            self._opened = None
 
     def _take_in(self, appended: Appended) -> None:
         """Take note of a batch that is in the log."""
@@ -263,10 +279,14 @@ class Committer:
         texts = [text for append in batch for text in append.texts]
         self._worker.submit(partial(self._append, texts), partial(self._finish, batch))
 
-    def _finish(self, batch: list[_Append], appended: Appended, error: BaseException | None) -> None:
+    def _finish(
+        self, batch: list[_Append], result: tuple[Appended | None, Appended], error: BaseException | None
+    ) -> None:
         """Take note of how a batch ended, wake who waited for it, and begin the next."""
         if error is None:
             try:
+                begun, appended = result
+                self._note_begun(begun)
                 self._take_in(appended)
                 spans = iter(appended.spans)
                 newest_at = self._newest_at
@@ -276,7 +296,7 @@ class Committer:
                         if record.at > newest_at:  # noqa: PLR1730 - a call would take longer
                             newest_at = record.at
                 self._newest_at = newest_at
-            except ValueError as exc:
+            except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait are told
                 error = exc
         if error is not None:
             self._failure = error
@@ -301,6 +321,17 @@ class Committer:
         error = storage_error(self._location, "writing", failure)
         error.__cause__ = failure
         return error
+
+
+def _begun(state: LogState, opened: StoreOpened) -> LogState:
+    """Return what a log has come to with the record that a session begins."""
+    return attrs.evolve(
+        state,
+        session=opened.session,
+        durability=opened.durability,
+        closed=False,
+        newest_at=max(state.newest_at, opened.at),
+    )
 
 
 def _size(append: _Append) -> int:

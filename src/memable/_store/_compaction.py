@@ -9,7 +9,7 @@ here, and lose nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 import attrs
@@ -22,7 +22,7 @@ from .._scan import Entry, LogScan
 from .._segments import SegmentName
 from .._spans import offset_of, segment_of, span_of
 from ._directory import TEMPORARY_SUFFIX, rename_durably
-from ._failures import is_no_room
+from ._failures import is_no_room, is_shortage, storage_error
 from ._files import LogFiles, read_header, read_places
 
 #: So much is read, or written, between two steps: about a millisecond's work.
@@ -42,8 +42,14 @@ class Needs:
     "Whether there is an instance of that number."
     tombstone: Callable[[int], bool]
     "Whether the record that an instance was removed is needed."
-    superseded: frozenset[int]
+    superseded: Container[int]
     "Spans of lines that are not, though there is their instance."
+
+
+class UnreadableSourceError(Exception):
+    """
+    A file that was to be compacted cannot be read. Nothing was changed.
+    """
 
 
 @attrs.define(eq=False)
@@ -87,7 +93,8 @@ class Compaction:
 
         Raises:
             StoreCorruptedError: A line that was intact is not any more. Nothing was changed.
-            OSError: The disk failed, or is full.
+            UnreadableSourceError: The disk failed to read one of the old files.
+            OSError: It failed otherwise, is full, or the system is short of something.
         """
         for name in self.run:
             yield from self._choose(name)
@@ -136,14 +143,15 @@ class Compaction:
 
     def _choose(self, name: SegmentName) -> Iterator[None]:
         path = self.files.path(name)
-        file = self.files.disk.open_to_read(path)
-        try:
-            if name.is_compacted:
-                yield from self._choose_compacted(name, file, str(path))
-            else:
-                yield from self._choose_plain(name, file, str(path))
-        finally:
-            file.close()
+        with _reading(path):
+            file = self.files.disk.open_to_read(path)
+            try:
+                if name.is_compacted:
+                    yield from self._choose_compacted(name, file, str(path))
+                else:
+                    yield from self._choose_plain(name, file, str(path))
+            finally:
+                file.close()
 
     def _choose_plain(self, name: SegmentName, file: DiskFile, location: str) -> Iterator[None]:
         header, start = read_header(file, location)
@@ -247,10 +255,13 @@ class Compaction:
                 if opened is None or opened[0] != name:
                     if opened is not None:
                         opened[1].close()
-                    opened = name, self.files.disk.open_to_read(self.files.path(name))
+                    with _reading(self.files.path(name)):
+                        opened = name, self.files.disk.open_to_read(self.files.path(name))
                 for offset in range(start, start + length, STEP_BYTES):
+                    with _reading(self.files.path(name)):
+                        chunk = opened[1].read_at(offset, min(STEP_BYTES, start + length - offset))
                     # What is missing of it is found when all is read back.
-                    yield opened[1].read_at(offset, min(STEP_BYTES, start + length - offset))
+                    yield chunk
         finally:
             if opened is not None:
                 opened[1].close()
@@ -267,3 +278,14 @@ class Compaction:
                 pass
             yield
         scan.finish()
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell what fails in reading an old file from what fails in writing the new one."""
+    try:
+        yield
+    except OSError as exc:
+        if is_shortage(exc):
+            raise
+        raise UnreadableSourceError(str(storage_error(str(path), "reading", exc))) from exc

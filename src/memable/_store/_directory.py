@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import attrs
+
 from .._disk import Disk, DiskFile, write_fully
-from .._errors import StorageError
+from .._errors import StorageError, StoreCorruptedError
 from .._frames import LogState, SegmentHeader, encode_header
-from .._segments import Chain, chain_of, segment
+from .._segments import Chain, chain_of, parse_name, segment
 from ._failures import UnsettledRenameError, is_no_room
 from ._lockfile import LOCK_NAME
 
@@ -23,6 +26,7 @@ TEMPORARY_SUFFIX = ".tmp"
 _FIRST_SEGMENT = str(segment(1))
 CHECKPOINT_NAME = "checkpoint"
 TORN_SUFFIX = ".torn"
+_TORN = re.compile(r"([0-9]{8}\.log)" + re.escape(TORN_SUFFIX) + r"(?:\.([1-9][0-9]{0,8}))?")
 #: What may be left of a store that was just being made, or whose log is missing.
 _OWN = frozenset((LOCK_NAME, _FIRST_SEGMENT + TEMPORARY_SUFFIX, CHECKPOINT_NAME))
 
@@ -48,8 +52,15 @@ def prepare_directory(disk: Disk, directory: Path) -> bool:
             logger.warning("%s belongs to another user, who may let others list it", directory)
     if not is_store:
         # It may have been made a moment ago, by us or by an opener that died.
-        with contextlib.suppress(PermissionError):
+        try:
             disk.sync_directory(directory.parent)
+        except PermissionError:
+            pass
+        except OSError:
+            # It may be gone after a power cut, and nobody would ever know: the next opener makes it anew.
+            with contextlib.suppress(OSError):
+                disk.remove_directory(directory)
+            raise
     return is_store
 
 
@@ -58,12 +69,16 @@ def find_log(disk: Disk, directory: Path) -> Chain:
     Return where the log in *directory* is. It is empty if there is nothing but what is left of making one.
 
     Raises:
+        StoreCorruptedError: There was a log.
         StorageError: There is something else in the directory.
         OSError: It cannot be read.
     """
     names = disk.list_names(directory)
     chain = chain_of(names)
     if not chain.current:
+        left = left_of_a_log(names)
+        if left:
+            raise missing_log(directory, left)
         foreign = [name for name in names if name not in _OWN]
         if foreign:
             raise StorageError(
@@ -74,6 +89,61 @@ def find_log(disk: Disk, directory: Path) -> Chain:
                 ),
             )
     return chain
+
+
+def left_of_a_log(names: Iterable[str]) -> list[str]:
+    """
+    Return those of the files called *names* that only a store leaves that had a log. See ``find_log``.
+    """
+    return [name for name in names if _TORN.fullmatch(name) or (name not in _OWN and _is_temporary(name))]
+
+
+def missing_log(directory: Path, left: Sequence[str]) -> StoreCorruptedError:
+    """
+    Return the error that says that a store's log is not there.
+
+    Args:
+        directory: The store's.
+        left: Names of what tells that there was one.
+    """
+    # A new log would make everything that was acknowledged look as if it had never been.
+    files = ("the file " if len(left) == 1 else "the files ") + " and ".join(map(repr, left))
+    return StoreCorruptedError(
+        location=str(directory / _FIRST_SEGMENT),
+        offset=0,
+        problem="the log is missing, though there was one in this directory; restore it from a backup, or remove "
+        f"{files} as well to begin a new store",
+    )
+
+
+def _is_temporary(name: str) -> bool:
+    target = name.removesuffix(TEMPORARY_SUFFIX)
+    return target != name and (target == CHECKPOINT_NAME or parse_name(target) is not None)
+
+
+@attrs.frozen(order=True)
+class TornName:
+    """
+    What the name of a file says that has a torn tail, which was cut off.
+    """
+
+    log: str
+    "Name of the segment that it was cut off."
+    number: int
+    "Counts those of the same segment."
+
+    def __str__(self) -> str:
+        """
+        Return the file's name.
+        """
+        return f"{self.log}{TORN_SUFFIX}" + (f".{self.number}" if self.number else "")
+
+
+def torn_files(names: Iterable[str]) -> list[TornName]:
+    """
+    Return those of the files called *names* that have torn tails, the oldest in front.
+    """
+    return sorted(TornName(found[1], int(found[2] or 0)) for found in map(_TORN.fullmatch, names) if found)
 
 
 def create_log(disk: Disk, directory: Path, now: float, durability: str) -> None:

@@ -17,10 +17,9 @@ import attrs
 from .._compacted import PlaceMap, read_map
 from .._disk import Disk, DiskFile
 from .._errors import StoreCorruptedError, StoreVersionError
-from .._frames import FORMAT_VERSION, SegmentHeader, decode_header, parse_line
+from .._frames import FORMAT_VERSION, WAY_OUT, SegmentHeader, decode_header, parse_line
 from .._record_json import UnknownRecordError, decode_record
 from .._records import InstanceRecord, StoreClosed, StoreOpened
-from .._scan import WAY_OUT
 from .._segments import SegmentName
 from .._spans import length_of, offset_of, segment_of
 

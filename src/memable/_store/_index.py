@@ -72,6 +72,8 @@ class IndexSnapshot:
     "Numbers of packed instances by the times of their ends, for each workflow."
     has_forgotten: set[int]
     "Numbers of instances that were resumed with something to forget."
+    unexamined: set[int]
+    "Those of which nobody has found out yet what they forgot."
     live: dict[int, LiveInstance]
     "What was live, by number."
 
@@ -91,6 +93,8 @@ class HeaderIndex:
     "The greatest number given to an instance so far, whether it was used or not."
     has_forgotten: set[int] = attrs.field(factory=set[int], init=False)
     "Numbers of the instances that were ever resumed with something to forget, or anew."
+    unexamined: set[int] = attrs.field(factory=set[int], init=False)
+    "Those of them that were resumed since somebody has last found out what they forgot, and left them out here."
     _live: dict[int, LiveInstance] = attrs.field(factory=dict[int, LiveInstance], init=False)
     _live_names: dict[_Name, InstanceHeader] = attrs.field(factory=dict[_Name, InstanceHeader], init=False)
     _order: list[int] = attrs.field(factory=list[int], init=False)
@@ -306,6 +310,7 @@ class HeaderIndex:
         """Have an instance live that was resumed, and that had ended then, if it had ended."""
         if header.has_forgotten:
             self.has_forgotten.add(header.number)
+            self.unexamined.add(header.number)
         if header.number in self._live:
             self._stop_keeping(header)
         else:
@@ -334,6 +339,7 @@ class HeaderIndex:
         else:
             del self._present[number >> PAGE_BITS]
         self.has_forgotten.discard(number)
+        self.unexamined.discard(number)
         self.on_removed(number, spans, tombstone)
 
     # Live and packed -----------------------------------------------------------------------------------------
@@ -537,6 +543,7 @@ class HeaderIndex:
             children=children,
             ends=ends,
             has_forgotten=self.has_forgotten.copy(),
+            unexamined=self.unexamined.copy(),
             live=self._live.copy(),
         )
         self._snapshots.add(snapshot)
@@ -558,6 +565,7 @@ class HeaderIndex:
         self = cls(on_removed)
         self.last_number = snapshot.last_number
         self.has_forgotten = snapshot.has_forgotten
+        self.unexamined = snapshot.unexamined
         self._ended = EndedIndex.from_parts(
             snapshot.pages, snapshot.workflows, snapshot.names, snapshot.children, snapshot.ends
         )

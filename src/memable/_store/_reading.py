@@ -6,6 +6,7 @@ Synchronous. Changes nothing, so that readers beside a live engine use it, too.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from .._compacted import CompactedScan
 from .._disk import Disk, DiskFile
 from .._encoded import Encoded
 from .._errors import StorageError, StoreCorruptedError
-from .._frames import LogState, SegmentHeader, seed_of
+from .._frames import WAY_OUT, LogState, SegmentHeader, seed_of
 from .._header import InstanceHeader
 from .._json import loads
 from .._records import (
@@ -29,7 +30,7 @@ from .._records import (
     StoreClosed,
     StoreOpened,
 )
-from .._scan import WAY_OUT, Entry, LogScan, record_of
+from .._scan import Entry, LogScan, record_of
 from .._segments import Chain, SegmentName, segment
 from .._spans import MAX_OFFSET, segment_of, span_of
 from ._checkpoint import Checkpoint
@@ -325,14 +326,24 @@ class _LogReader:
     def _catch_up(self, checkpoint: Checkpoint, files: LogFiles) -> None:
         """Take note of what was compacted away since the checkpoint was written, though that speaks of it."""
         since = span_of(checkpoint.segment, checkpoint.offset, 1)
-        for name in self._compacted_since:
+        names = self._compacted_since
+        for name in names:
             deque(self._space.review_tombstones(range(name.first, name.last + 1), since), maxlen=0)
-            for number in self._index.has_forgotten:
-                within = [span for span in self._index.spans(number) if name.first <= segment_of(span) <= name.last]
-                if within:
-                    gone = {span for span in within if not files.holds(name, span)}
-                    self._index.drop_spans(number, gone)
-                    self._space.superseded -= gone
+        for number in self._index.has_forgotten if names else ():
+            gone = {span for span in self._index.spans(number) if _is_gone(span, names, files)}
+            if gone:
+                self._index.drop_spans(number, gone)
+                self._space.superseded.discard_all(gone)
+
+
+def _is_gone(span: int, compacted: Sequence[SegmentName], files: LogFiles) -> bool:
+    """Tell whether a line was left out of one of these files, which are in order, when that was compacted."""
+    at = bisect_right(compacted, segment_of(span), key=_first) - 1
+    return at >= 0 and segment_of(span) <= compacted[at].last and not files.holds(compacted[at], span)
+
+
+def _first(name: SegmentName) -> int:
+    return name.first
 
 
 def _spans_between(first: int, last: int) -> Iterator[int]:

@@ -16,16 +16,26 @@ import attrs
 
 from .._disk import Disk, DiskFile, write_fully
 from .._errors import StoreCorruptedError
-from .._segments import Chain, segment
+from .._segments import Chain
 from ._checkpoint import any_checkpoint, read_checkpoint
-from ._directory import CHECKPOINT_NAME, TEMPORARY_SUFFIX, TORN_SUFFIX, create_log, find_log, put_in_place, remove_all
+from ._directory import (
+    CHECKPOINT_NAME,
+    TEMPORARY_SUFFIX,
+    TornName,
+    create_log,
+    find_log,
+    missing_log,
+    put_in_place,
+    remove_all,
+    torn_files,
+)
 from ._files import CHUNK_BYTES
-from ._lockfile import StoreLock
+from ._lockfile import LOCK_NAME, StoreLock
 from ._reading import LogReading, missing_segments, read_log
 
 logger = logging.getLogger("memable")
 
-#: So many torn tails are kept; a disk that tears more than that needs attention, not space.
+#: So many torn tails are kept, of all segments, the newest; a disk that tears more needs attention, not space.
 MAX_TORN_FILES = 10
 
 
@@ -58,15 +68,10 @@ def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float, durabi
         OSError: The disk failed.
     """
     chain = find_log(disk, directory)
-    if not chain.current:
+    was_there = bool(chain.current)
+    if not was_there:
         if lock.has_noted_holder() or CHECKPOINT_NAME in disk.list_names(directory):
-            # A new log would make everything that was acknowledged look as if it had never been.
-            raise StoreCorruptedError(
-                location=str(directory / str(segment(1))),
-                offset=0,
-                problem="the log is missing, though there was one in this directory; restore it from a backup, or "
-                "remove the files 'lock' and 'checkpoint' as well to begin a new store",
-            )
+            raise missing_log(directory, (LOCK_NAME, CHECKPOINT_NAME))
         create_log(disk, directory, now, durability)
         chain = find_log(disk, directory)
     elif chain.current[-1].last < lock.noted_tail():
@@ -82,7 +87,9 @@ def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float, durabi
         not scan.closed and scan.torn_batch_count == 0 and lock.has_noted_closed(scan.session, scan.next_batch)
     )
     scan.closed = scan.closed or is_closed_elsewhere
-    file = _make_writable(disk, directory, lock, chain, reading)
+    # Of a log that nothing was ever written to, the name itself may be gone after a power cut.
+    is_sure = not lock.is_marked() and (bool(reading.scan.session) or not was_there)
+    file = _make_writable(disk, lock, chain, reading, is_sure=is_sure)
     return RecoveredLog(file, reading, *used, is_closed_elsewhere)
 
 
@@ -99,16 +106,17 @@ def _refuse_to_cut_what_was_durable(disk: Disk, directory: Path, reading: LogRea
         )
 
 
-def _make_writable(disk: Disk, directory: Path, lock: StoreLock, chain: Chain, reading: LogReading) -> DiskFile:
-    path = reading.files.tail_path
+def _make_writable(disk: Disk, lock: StoreLock, chain: Chain, reading: LogReading, *, is_sure: bool) -> DiskFile:
+    directory, path = reading.files.directory, reading.files.tail_path
     file = disk.open_file(path)
     try:
         if reading.scan.torn_batch_count:
             _keep_torn_tail(disk, path, file, reading)
-        if lock.is_marked():
+        if not is_sure:
             file = _copy(disk, path, file, reading)
             _rename_anew(disk, directory, chain)
-            lock.clear_mark()
+            if lock.is_marked():
+                lock.clear_mark()
         else:
             _settle(file, reading, lock)
             disk.sync_directory(directory)
@@ -162,24 +170,21 @@ def _copy(disk: Disk, path: Path, file: DiskFile, reading: LogReading) -> DiskFi
     end = reading.scan.good_end
     put_in_place(disk, path, lambda copy: _copy_range(file, 0, end, copy))
     file.close()
-    logger.warning("%s: a sync or write had failed, so it was copied to a new file (%d bytes)", path, end)
+    if reading.scan.session:
+        logger.warning("%s: a sync or write had failed, so it was copied to a new file (%d bytes)", path, end)
     return disk.open_file(path)
 
 
 def _keep_torn_tail(disk: Disk, path: Path, file: DiskFile, reading: LogReading) -> None:
     scan = reading.scan
     start, size = scan.good_end, file.size()
-    kept = "nothing of it could be kept"
     try:
-        name = _write_torn_file(disk, path, file, start, size)
-        if name is not None:
-            disk.sync_directory(path.parent)
-            kept = f"kept in {name}"
+        kept = f"kept in {_write_torn_file(disk, path, file, start, size)}"
     except OSError as exc:
         # Without a sync of each batch, the tail may hold what was acknowledged: it is not cut before it is kept.
         if scan.durability == "os":
             raise
-        kept = f"{kept} ({exc})"
+        kept = f"nothing of it could be kept ({exc})"
     logger.warning(
         "%s: cut off a torn tail at byte offset %d: %d bytes, %d batch(es), never acknowledged as durable; %s",
         path,
@@ -188,30 +193,35 @@ def _keep_torn_tail(disk: Disk, path: Path, file: DiskFile, reading: LogReading)
         scan.torn_batch_count,
         kept,
     )
+    _remove_oldest_torn(disk, path.parent)
 
 
-def _write_torn_file(disk: Disk, path: Path, log: DiskFile, start: int, size: int) -> str | None:
-    """Return the name of the file that has the torn tail now, or None if there are too many of them already."""
-    names = disk.list_names(path.parent)
-    for number in range(MAX_TORN_FILES):
-        target = path.with_name(f"{path.name}{TORN_SUFFIX}" + (f".{number}" if number else ""))
-        is_new = target.name not in names
-        file = disk.open_file(target, create=is_new)
+def _write_torn_file(disk: Disk, path: Path, log: DiskFile, start: int, size: int) -> str:
+    """Return the name of the file that has the torn tail now: one that has it already, or a new one."""
+    own = [found for found in torn_files(disk.list_names(path.parent)) if found.log == path.name]
+    for found in own:
+        file = disk.open_to_read(path.with_name(str(found)))
         try:
-            if is_new:
-                _copy_range(log, start, size, file, shift=start)
-                file.sync()
-            elif not _holds(file, log, start, size):
-                continue
-        except OSError:
-            if is_new:
-                with contextlib.suppress(OSError):
-                    disk.remove(target)
-            raise
+            if _holds(file, log, start, size):
+                # Who put it there may have died before its name was durable.
+                disk.sync_directory(path.parent)
+                return str(found)
         finally:
             file.close()
-        return target.name
-    return None
+    new = TornName(path.name, own[-1].number + 1 if own else 0)
+    put_in_place(disk, path.with_name(str(new)), lambda copy: _copy_range(log, start, size, copy, shift=start))
+    return str(new)
+
+
+def _remove_oldest_torn(disk: Disk, directory: Path) -> None:
+    for found in torn_files(disk.list_names(directory))[:-MAX_TORN_FILES]:
+        path = directory / str(found)
+        try:
+            disk.remove(path)
+        except OSError as exc:
+            logger.warning("%s: this torn tail, the oldest, could not be removed (%s)", path, exc)
+        else:
+            logger.warning("%s: removed this torn tail, the oldest: %d are kept", path, MAX_TORN_FILES)
 
 
 def _holds(file: DiskFile, log: DiskFile, start: int, size: int) -> bool:

@@ -8,6 +8,7 @@ durable and verified.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Generator, Sequence
@@ -38,12 +39,16 @@ from ._directory import TEMPORARY_SUFFIX
 from ._failures import storage_error
 from ._files import CHUNK_BYTES
 from ._held import LogFilesHeld
-from ._lockfile import LOCK_NAME, take_lock
+from ._lockfile import LOCK_NAME, StoreLock, take_lock
 from ._salvaging import Casualty, Salvaging
 from ._survey import Hole, Survey
 from ._verify import Verdict, opened_log, verify_store
 
 REPAIRED_SUFFIX = ".repaired"
+_NOT_LOCKED = Note(
+    "",
+    "it is on a volume that is read-only here, so it could not be locked: make sure that nobody had it open elsewhere",
+)
 #: So many records are added in one batch.
 _BATCH = 500
 
@@ -73,6 +78,8 @@ class Repair:
     "How many are kept."
     record_count: int
     "How many records are kept."
+    doubtful_count: int = 0
+    "How many instances that had ended may have gone on, or been removed, in what is lost."
 
     @property
     def is_lossless(self) -> bool:
@@ -107,13 +114,15 @@ def repair_store(
         # Not to make a lock file where there is no store.
         with opened_log(disk, directory):
             has_lock_file = LOCK_NAME in disk.list_names(directory)
-        lock = take_lock(disk, directory, is_store=True)
+        lock = _take_lock(disk, directory)
     except OSError as exc:
         raise storage_error(
             str(exc.filename or directory), "locking (copy the store, and repair the copy)", exc
         ) from exc
     try:
-        return _Repairing(disk, directory, goal, now).run(is_wanted=target is not None, in_place=in_place)
+        repairing = _Repairing(disk, directory, goal, now)
+        repair = repairing.run(is_wanted=target is not None, in_place=in_place)
+        return repair if lock is not None else attrs.evolve(repair, notes=(*repair.notes, _NOT_LOCKED))
     except UnknownRecordError as exc:
         raise StoreVersionError(
             location=str(directory),
@@ -123,13 +132,31 @@ def repair_store(
             supported=FORMAT_VERSION,
         ) from exc
     except OSError as exc:
-        raise storage_error(str(exc.filename or directory), "repairing", exc) from exc
+        doing = f"repairing, with the copy to be {goal},"
+        raise storage_error(str(exc.filename or directory), doing, exc) from exc
     finally:
-        if not has_lock_file:
-            # The directory is locked, too: nobody else has it meanwhile.
-            with contextlib.suppress(OSError):
-                disk.remove(directory / LOCK_NAME)
-        lock.let_go()
+        if lock is not None:
+            if not has_lock_file:
+                # The directory is locked, too: nobody else has it meanwhile.
+                with contextlib.suppress(OSError):
+                    disk.remove(directory / LOCK_NAME)
+            lock.let_go()
+
+
+def _take_lock(disk: Disk, directory: Path) -> StoreLock | None:
+    """
+    Lock the store, unless nothing can be written there, a lock file included.
+
+    Raises:
+        StoreLockedError: An engine has it open.
+        OSError: It cannot be locked, and could be written to.
+    """
+    try:
+        return take_lock(disk, directory, is_store=True)
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+    return None
 
 
 @attrs.define
@@ -188,6 +215,7 @@ class _Repairing:
             torn=torn,
             instance_count=verdict.instance_count if salvaging is None else salvaging.instance_count,
             record_count=verdict.record_count if salvaging is None else count,
+            doubtful_count=0 if salvaging is None else salvaging.doubtful_count,
         )
 
     def _check_goal(self) -> None:

@@ -9,7 +9,8 @@ there. A hole of which it is known what was in it concerns nobody else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import attrs
 
@@ -17,10 +18,8 @@ from .._error_info import describe_exception
 from .._errors import RecordsLostError, StoreCorruptedError
 from .._frames import parse_line
 from .._header import PROGRESS_KINDS, InstanceHeader
-from .._journal import journal_of
-from .._keys import SEPARATOR
 from .._lost_records import LostRecord, described
-from .._mending import mend
+from .._mending import Mended, mend
 from .._record_json import decode_record
 from .._records import (
     InstanceBlocked,
@@ -50,7 +49,8 @@ class Casualty:
     An instance that has lost something, or may have.
     """
 
-    number: int
+    number: int | None
+    "Its number; None if it is known only from what its parent has recorded."
     name: tuple[str, str] | None
     "Workflow and instance id; None if they are lost, too."
     fate: str
@@ -142,6 +142,10 @@ class Salvaging:
         self._left_out: set[int] = set()
         "Places of lines that are not kept, though their instances are."
         self._blocked: dict[int, InstanceBlocked] = {}
+        self._lost_children: dict[tuple[str, str], tuple[str, str]] = {}
+        "Of children that are lost, and awaited: their names, and the parents'."
+        self.doubtful_count = 0
+        "How many instances that had ended may have gone on, or been removed, in what is lost."
         self.casualties: list[Casualty] = []
         self.holes: list[Hole] = []
         for found in survey.walk():
@@ -283,12 +287,11 @@ class Salvaging:
             self.casualties.append(Casualty(header.number, name, "dropped", reason=reason))
         for number, one in sorted(self._startless.items()):
             reason = f"its start is lost, so that its {one.count} intact record(s) cannot be kept"
-            self.casualties.append(self._casualty(number, None, "dropped", reason))
+            self.casualties.append(self._casualty(number, self._lost_name(number), "dropped", reason))
         for number in sorted(self._lost):
             if not self._index.has(number) and number not in self._startless:
-                names = [record.name for record in self._lost[number] if record.name is not None]
-                who = names[0] if names else None
-                self.casualties.append(self._casualty(number, who, "dropped", "nothing of it is left"))
+                reason = "nothing of it is left"
+                self.casualties.append(self._casualty(number, self._lost_name(number), "dropped", reason))
         unfinished = [header.number for header in self._index.live() if header.completed_at is None]
         troubled = {*self._missing, *self._lost, *self._refused}
         troubled.update(number for number in unfinished if self._seen.get(number, 0) < self._holes)
@@ -299,7 +302,29 @@ class Salvaging:
             for number in unfinished:
                 if number not in self._blocked and self._index.has(number):
                     self._check_relatives(self._index.header(number))
-        self.casualties.sort(key=lambda casualty: casualty.number)
+        self._name_lost_children()
+        if self._holes:
+            self.doubtful_count = sum(
+                header.completed_at is not None and self._seen.get(header.number, 0) < self._holes
+                for header in self._headers()
+            )
+        # Those without a number at the end.
+        self.casualties.sort(key=lambda casualty: (casualty.number is None, casualty.number or 0))
+
+    def _lost_name(self, number: int) -> tuple[str, str] | None:
+        """Return workflow and instance id of an instance whose start is lost, if that start is known."""
+        return next((record.name for record in self._lost.get(number, ()) if record.name is not None), None)
+
+    def _name_lost_children(self) -> None:
+        told = {casualty.name for casualty in self.casualties if casualty.fate == "dropped"}
+        nameless = [one.number for one in self.casualties if one.fate == "dropped" and one.name is None]
+        lost = {name: parent for name, parent in self._lost_children.items() if name not in told}
+        for name, parent in lost.items():
+            reason = f"it is lost, or was removed; its parent {parent[0]!r} {parent[1]!r} had started it"
+            if len(nameless) == len(lost) == 1:
+                # Most likely; but there may be others of which nothing at all is left.
+                reason += f"; it may be instance {nameless[0]}"
+            self.casualties.append(Casualty(None, name, "dropped", reason=reason))
 
     def _casualty(
         self,
@@ -335,13 +360,24 @@ class Salvaging:
             records.append(record)
         return places, records
 
-    def _mend(self, number: int) -> None:
+    def _mended(self, number: int) -> tuple[Mended, Callable[[], list[tuple[LostRecord, str]]]]:
+        """Return what is to be kept of an instance, and what drops the rest and returns what is told of it."""
         places, records = self._load(number)
-        mended = mend(records)
+        mended = mend(records, lambda workflow, instance_id: self._index.find(workflow, instance_id) is None)
         assert mended is not None
+        return mended, partial(self._drop, places, records, mended)
+
+    def _drop(
+        self, places: Sequence[int], records: Sequence[InstanceRecord], mended: Mended
+    ) -> list[tuple[LostRecord, str]]:
         self._left_out.update(places[at] for at in mended.dropped)
-        header = mended.header
-        dropped = [(described(records[at]), why) for at, why in sorted(mended.dropped.items())]
+        parent = mended.header.workflow, mended.header.instance_id
+        self._lost_children.update(dict.fromkeys(mended.lost_children, parent))
+        return [(described(records[at]), why) for at, why in sorted(mended.dropped.items())]
+
+    def _mend(self, number: int) -> None:
+        mended, drop = self._mended(number)
+        header, dropped = mended.header, drop()
         name = header.workflow, header.instance_id
         if header.completed_at is not None:
             self.casualties.append(self._casualty(number, name, "ended", "", dropped))
@@ -361,30 +397,22 @@ class Salvaging:
             instance=header.number,
             seq=max(known) + 1,
             at=max(header.updated_at, self._survey.newest_at),
-            error=describe_exception(error),
+            error=attrs.evolve(describe_exception(error), traceback=""),
             needs_resume=True,
         )
 
     def _check_relatives(self, header: InstanceHeader) -> None:
         """Block an instance that waits for a child that is lost, or whose parent is: they would not know."""
-        reason = ""
         parent = header.parent_name
-        if parent is not None and self._index.find(*parent) is None:
-            reason = f"its parent {parent[0]!r} {parent[1]!r} is lost, or was removed"
-        elif header.has_children:
-            journal = journal_of(self._load(header.number)[1])
-            for path, workflow in journal.children.items():
-                child = header.instance_id + SEPARATOR + path
-                if not journal.is_decided(path) and self._index.find(workflow, child) is None:
-                    reason = f"its child {workflow!r} {child!r} is lost, or was removed"
-        if not reason:
+        is_orphan = parent is not None and self._index.find(*parent) is None
+        if not is_orphan and not header.has_children:
             return
-        number = header.number
-        places, records = self._load(number)
-        mended = mend(records)
-        assert mended is not None
-        self._left_out.update(places[at] for at in mended.dropped)
-        dropped = [(described(records[at]), why) for at, why in sorted(mended.dropped.items())]
-        self._block(
-            self._casualty(number, (header.workflow, header.instance_id), "blocked", reason, dropped), mended.header
-        )
+        name = header.workflow, header.instance_id
+        mended, drop = self._mended(header.number)
+        if not is_orphan and not mended.lost_children:
+            return
+        reason = ""
+        if is_orphan:
+            assert parent is not None
+            reason = f"its parent {parent[0]!r} {parent[1]!r} is lost, or was removed"
+        self._block(self._casualty(header.number, name, "blocked", reason, drop()), mended.header)

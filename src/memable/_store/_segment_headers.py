@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from .._errors import StoreCorruptedError
 from .._faults import Fault, FaultKind
-from .._frames import SegmentHeader, decode_header, seed_of
+from .._frames import WAY_OUT, SegmentHeader, decode_header, seed_of
 from .._salvage import Intact, find_lines, flipped_back
-from .._scan import WAY_OUT
 from .._segments import SegmentName
 from ._files import CHUNK_BYTES, read_header
 from ._held import LogFilesHeld
@@ -117,5 +116,5 @@ def fault_of(kind: FaultKind, name: SegmentName, exc: StoreCorruptedError) -> Fa
     """
     Return what an opener refuses a file for.
     """
-    problem = exc.problem.removesuffix(f"; {WAY_OUT}").removesuffix("; restore the file from a backup")
+    problem = exc.problem.removesuffix(f"; {WAY_OUT}")
     return Fault(kind, str(name), exc.offset, problem)

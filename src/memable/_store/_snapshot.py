@@ -7,6 +7,7 @@ meanwhile are looked for again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +20,12 @@ from .._errors import StorageError, StoreCorruptedError
 from .._records import InstanceRecord
 from .._segments import Chain, chain_of
 from ._checkpoint import read_checkpoint
+from ._directory import CHECKPOINT_NAME, left_of_a_log, missing_log
 from ._failures import storage_error
 from ._files import LogFiles
 from ._index import HeaderIndex
-from ._reading import LogReading, read_log
+from ._lockfile import LOCK_NAME, LogNotes, read_notes
+from ._reading import LogReading, missing_segments, read_log
 
 T = TypeVar("T")
 
@@ -145,7 +148,7 @@ def read_store(disk: Disk, directory: Path) -> StoreSnapshot:
 
     Raises:
         StorageError: There is none, or it cannot be read.
-        StoreCorruptedError: It is damaged.
+        StoreCorruptedError: It is damaged, or its log or a part of that is missing.
         StoreVersionError: A newer release wrote it.
     """
     directory = directory.absolute()
@@ -158,11 +161,21 @@ def read_store(disk: Disk, directory: Path) -> StoreSnapshot:
 
 
 def _chain(disk: Disk, directory: Path) -> Chain:
-    chain = chain_of(disk.list_names(directory))
+    # Before the directory: what is noted has been there by then.
+    notes = LogNotes()
+    with contextlib.suppress(OSError):
+        notes = read_notes(disk, directory)
+    names = disk.list_names(directory)
+    chain = chain_of(names)
     if not chain.current:
+        left = left_of_a_log(names)
+        if left or notes.has_holder or CHECKPOINT_NAME in names:
+            raise missing_log(directory, left or (LOCK_NAME, CHECKPOINT_NAME))
         raise StorageError(
             location=str(directory), problem="there is no store; give the directory that the engine was opened with"
         )
+    if chain.current[-1].last < notes.tail:
+        raise missing_segments(directory, chain.current[-1].last + 1, notes.tail)
     return chain
 
 

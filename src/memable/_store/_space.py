@@ -14,15 +14,16 @@ import attrs
 
 from .._segments import SegmentName
 from .._spans import length_of, segment_of
+from ._gone import SpanSet, Tombstones
 
 #: A segment is compacted when at least this part of it is not needed any more.
 GARBAGE_SHARE = 0.5
 #: A neighbour is compacted with it from this part on, or if it is small.
 _NEIGHBOUR_SHARE = 0.25
-#: So many tombstones are looked at in one step.
-_REVIEW_SLICE = 1_000
 #: Small is less than this part of a whole segment.
 _SMALL_SHARE = 0.25
+#: The files of one run are not longer together than so many whole segments, so that space comes back step by step.
+_MAX_RUN_SEGMENTS = 8
 
 
 @attrs.define(eq=False)
@@ -45,17 +46,6 @@ class FileSpace:
         return max(0, self.size - self.dead)
 
 
-@attrs.frozen
-class Tombstone:
-    """
-    The record of a removal, and where older lines of its instance may still be.
-    """
-
-    span: int
-    segments: frozenset[int]
-    "Without its own, in which they are if the instance was short-lived."
-
-
 @attrs.define(eq=False)
 class Space:
     """
@@ -64,13 +54,11 @@ class Space:
 
     files: list[FileSpace] = attrs.field(factory=list[FileSpace])
     "From the beginning of the log to its end."
-    tombstones: dict[int, Tombstone] = attrs.field(factory=dict[int, Tombstone])
-    "Those that are needed, or may be, by the number of the removed instance."
-    superseded: set[int] = attrs.field(factory=set[int])
+    tombstones: Tombstones = attrs.field(factory=Tombstones)
+    superseded: SpanSet = attrs.field(factory=SpanSet)
     "Spans of lines of instances that are kept, but that say nothing any more."
     garbage: int = 0
     "About how many bytes were found to be not needed, ever. Only grows."
-    _sets: dict[frozenset[int], frozenset[int]] = attrs.field(factory=dict[frozenset[int], frozenset[int]])
     recent: list[int] | None = None
     "While a compaction is under way, the spans of what is found to be not needed meanwhile."
 
@@ -100,14 +88,12 @@ class Space:
         for segment in segments:
             own_spans = (span for span in spans if segment_of(span) == segment and span not in self.superseded)
             self._note_dead(segment, sum(map(length_of, own_spans)))
-        self.superseded.difference_update(spans)
+        self.superseded.discard_all(spans)
         if self.recent is not None:
             self.recent.extend(spans)
         segments.discard(own)
         if segments:
-            # As many have few sets between them.
-            found = frozenset(segments)
-            self.tombstones[number] = Tombstone(tombstone, self._sets.setdefault(found, found))
+            self.tombstones.put(number, tombstone, frozenset(segments))
         else:
             self.note_dead(tombstone)
 
@@ -171,7 +157,7 @@ class Space:
                 row.append(file)
         yield row
 
-    def replace(self, run: Sequence[SegmentName], new: SegmentName, size: int, dropped: set[int]) -> None:
+    def replace(self, run: Sequence[SegmentName], new: SegmentName, size: int) -> None:
         """
         Take note that *new* stands for the files of *run* now.
 
@@ -179,11 +165,9 @@ class Space:
             run: The files that it stands for.
             new: The new one's name.
             size: How long it is.
-            dropped: Spans of superseded lines that were left out.
         """
         at = next(index for index, file in enumerate(self.files) if file.name == run[0])
         self.files[at : at + len(run)] = [FileSpace(new, size)]
-        self.superseded -= dropped
 
     def review_tombstones(self, numbers: range, since: int) -> Iterator[None]:
         """
@@ -195,18 +179,11 @@ class Space:
             numbers: The segments' numbers.
             since: Tombstones from this span on are left as they are.
         """
-        for at, (number, tombstone) in enumerate(list(self.tombstones.items())):
-            if at % _REVIEW_SLICE == 0:
-                yield
-            if tombstone.span >= since or tombstone.segments.isdisjoint(numbers):
-                continue
-            left = frozenset(segment for segment in tombstone.segments if segment not in numbers)
-            if left:
-                self.tombstones[number] = Tombstone(tombstone.span, self._sets.setdefault(left, left))
-                continue
-            del self.tombstones[number]
-            if segment_of(tombstone.span) not in numbers:
-                self.note_dead(tombstone.span)
+        for gone in self.tombstones.review(numbers, since):
+            for span in gone:
+                if segment_of(span) not in numbers:
+                    self.note_dead(span)
+            yield
 
     def _file_of(self, segment: int) -> FileSpace | None:
         at = bisect_right(self.files, segment, key=_first) - 1
@@ -219,17 +196,20 @@ def _first(file: FileSpace) -> int:
 
 def _extended(files: Sequence[FileSpace], at: int, segment_bytes: int) -> list[SegmentName]:
     """Return the run around *at* whose files are worth compacting with it, and fit into one segment with it."""
-    start, end, live = at, at + 1, files[at].live
+    start, end, live, size = at, at + 1, files[at].live, files[at].size
 
     def takes(index: int) -> bool:
         file = files[index]
         is_worth_it = file.dead >= _NEIGHBOUR_SHARE * file.size or file.live <= _SMALL_SHARE * segment_bytes
-        return is_worth_it and live + file.live <= segment_bytes
+        fits = live + file.live <= segment_bytes and size + file.size <= _MAX_RUN_SEGMENTS * segment_bytes
+        return is_worth_it and fits
 
     while end < len(files) and takes(end):
         live += files[end].live
+        size += files[end].size
         end += 1
     while start > 0 and takes(start - 1):
         start -= 1
         live += files[start].live
+        size += files[start].size
     return [file.name for file in files[start:end]]

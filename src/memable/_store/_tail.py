@@ -18,7 +18,7 @@ import attrs
 from .._disk import DiskFile, write_fully
 from .._frames import LogState, SegmentHeader, encode_header, frame_batch
 from .._segments import segment
-from .._spans import span_of
+from .._spans import MAX_SEGMENT, span_of
 from ._directory import put_in_place
 from ._failures import is_no_room
 from ._files import LogFiles
@@ -143,6 +143,8 @@ class LogTail:
         self.file.close()
 
     def _begin_segment(self, state: LogState) -> None:
+        if self.segment >= MAX_SEGMENT:
+            raise OSError(errno.EOVERFLOW, "the log has as many segments as can be numbered")
         # A segment that has a successor is taken for durable, whatever its durability.
         self.sync()
         header = SegmentHeader(

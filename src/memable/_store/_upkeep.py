@@ -7,6 +7,7 @@ One task, in short steps, between which the appends of the workflows come first.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
@@ -15,16 +16,16 @@ import attrs
 import trio
 
 from .._clock import Clock
-from .._errors import StoreCorruptedError, StoreVersionError
+from .._errors import StorageError, StoreCorruptedError, StoreVersionError
 from .._records import InstanceRecord
 from .._segments import SegmentName
 from .._spans import span_of
 from .._superseded import superseded
 from ._checkpoint import CheckpointDraft, write_checkpoint
 from ._committer import Committer
-from ._compaction import Compaction, Needs
+from ._compaction import Compaction, Needs, UnreadableSourceError
 from ._directory import remove_all
-from ._failures import is_no_room, storage_error
+from ._failures import is_no_room, is_shortage, storage_error
 from ._files import LogFiles
 from ._index import HeaderIndex
 from ._space import Space
@@ -40,7 +41,9 @@ _CHECKPOINT_SHARE = 0.25
 _GARBAGE_SHARE = 1 / 16
 #: After a step, the task rests for so many times as long as the step took.
 _REST = 1.0
-#: When the disk was full, space is sought again after so many seconds.
+#: So many entries are changed in one step, while the workflows wait.
+_SLICE = 250
+#: When the disk was full, or the system short of something, it is tried again after so many seconds.
 _RETRY_S = 60.0
 
 
@@ -73,13 +76,13 @@ class Upkeep:
     _seen_bytes: int = attrs.field(default=0, init=False)
     "What the committer had appended when the checkpoint was taken."
     _to_examine: set[int] = attrs.field(factory=set[int], init=False)
-    "Numbers of instances that were resumed with something to forget."
+    "Numbers of instances that were resumed with something to forget, and are to be looked at."
     _blocked: set[SegmentName] = attrs.field(factory=set[SegmentName], init=False)
-    "Files that are damaged: they are left as they are."
+    "Files that are damaged or cannot be read: they are left as they are."
 
     def __attrs_post_init__(self) -> None:
         self._seen_bytes = -self.unread_bytes
-        self._to_examine |= self.index.has_forgotten
+        self._to_examine |= self.index.unexamined
         if self._is_due():
             self._work.set()
 
@@ -102,7 +105,8 @@ class Upkeep:
         Do what is due until cancelled.
 
         Raises:
-            StorageError: The disk failed. A full one is no failure here: it is tried again later.
+            StorageError: The disk failed to take something. If it is full, or the system short of something, that is
+                no failure here: it is tried again later. What cannot be read is left alone.
         """
         while True:
             await self._work.wait()
@@ -110,9 +114,10 @@ class Upkeep:
             try:
                 await self._look_after()
             except OSError as exc:
-                if not is_no_room(exc):
+                if not (is_no_room(exc) or is_shortage(exc)) or not self.tail.is_sound:
                     raise storage_error(str(self.files.directory), "compacting", exc) from exc
-                logger.warning("%s: there is no room for a checkpoint or a compaction (%s)", self.files.directory, exc)
+                what = "there is no room for" if is_no_room(exc) else "there will only be later"
+                logger.warning("%s: %s a checkpoint or a compaction (%s)", self.files.directory, what, exc)
                 await trio.sleep(_RETRY_S)
                 self._work.set()
 
@@ -154,18 +159,43 @@ class Upkeep:
         """Find out what of the instances in question is superseded."""
         while self._to_examine:
             number = self._to_examine.pop()
+            # It comes again if the instance is resumed from here on.
+            self.index.unexamined.discard(number)
             try:
-                lines = await self.load(number)
-            except KeyError:
-                # It was removed meanwhile.
-                continue
-            except (StoreCorruptedError, StoreVersionError) as exc:
-                logger.error("%s; what instance %d had forgotten is kept", exc, number)  # noqa: TRY400 - it says all
-                continue
-            await self._rest(0.0)
-            places = superseded([record for _, record in lines])
-            if self.index.has(number):
-                self.space.note_superseded(lines[at][0] for at in places)
+                is_examined = await self._examine_one(number)
+            except BaseException:
+                self._to_examine.add(number)
+                self._keep_unexamined(number)
+                raise
+            if not is_examined:
+                # The next opener tries again.
+                self._keep_unexamined(number)
+
+    async def _examine_one(self, number: int) -> bool:
+        """Find out what of one instance is superseded; return whether that could be done."""
+        try:
+            lines = await self.load(number)
+        except KeyError:
+            # It was removed meanwhile.
+            return True
+        except StorageError as exc:
+            cause = exc.__cause__
+            if isinstance(cause, OSError) and is_shortage(cause):
+                raise cause from exc
+            if not isinstance(exc, StoreCorruptedError | StoreVersionError) and not isinstance(cause, OSError):
+                # The store is closed, or this is a forked child.
+                raise
+            logger.error("%s; what instance %d had forgotten is kept", exc, number)  # noqa: TRY400 - it says all
+            return False
+        await self._rest(0.0)
+        places = superseded([record for _, record in lines])
+        if self.index.has(number):
+            self.space.note_superseded(lines[at][0] for at in places)
+        return True
+
+    def _keep_unexamined(self, number: int) -> None:
+        if number in self.index.has_forgotten:
+            self.index.unexamined.add(number)
 
     # Checkpoints ---------------------------------------------------------------------------------------------
 
@@ -216,8 +246,8 @@ class Upkeep:
             ),
             index=self.index.snapshot(),
             files=tuple(attrs.evolve(file) for file in self.space.files),
-            tombstones=dict(self.space.tombstones),
-            superseded=frozenset(self.space.superseded),
+            space=self.space,
+            unexamined=self.index.unexamined,
         )
 
     # Compaction ----------------------------------------------------------------------------------------------
@@ -234,7 +264,8 @@ class Upkeep:
             needs=Needs(
                 instance=self.index.has,
                 tombstone=lambda number: self.space.needs_tombstone(number, numbers),
-                superseded=frozenset(self.space.superseded),
+                # Meanwhile this only shrinks, when instances are removed: then their lines go, or are known to be dead.
+                superseded=self.space.superseded,
             ),
             mark_failure=self.tail.mark,
         )
@@ -243,34 +274,46 @@ class Upkeep:
             # Removals that are not durable yet would be forgotten at a power cut, and then the lines be missing.
             await self.committer.sync()
             await self._in_thread(compaction.name_it)
-        except (StoreCorruptedError, StoreVersionError) as exc:
+        except (StoreCorruptedError, StoreVersionError, UnreadableSourceError) as exc:
             # It harms nobody who does not read it. What is intact around it stays readable.
             logger.error("%s; these segments are not compacted any more", exc)  # noqa: TRY400 - it says all
             self._blocked.update(run)
             return
         finally:
             recent, self.space.recent = self.space.recent, None
-        with trio.CancelScope(shield=True):
-            self._swap(compaction, recent)
-            old = [self.files.path(name) for name in run]
-            await self._in_thread(lambda: remove_all(self.files.disk, old))
-        # Cut short, it keeps some tombstones longer than they are needed.
-        for _ in self.space.review_tombstones(numbers, since):
-            await self._rest(0.0)
+        self.files.replace(compaction.run, compaction.name, compaction.places)
+        self.space.replace(compaction.run, compaction.name, compaction.size)
+        steps = self._settle(compaction, recent, numbers, since)
+        try:
+            with trio.CancelScope(shield=True):
+                old = [self.files.path(name) for name in run]
+                await self._in_thread(lambda: remove_all(self.files.disk, old))
+            for _ in steps:
+                await self._rest(0.0)
+        finally:
+            # Cut short, it is ended at once: the checkpoint that is written at the end tells of the new file only.
+            deque(steps, maxlen=0)
         logger.info("%s: compacted %d file(s) into %s", self.files.directory, len(run), compaction.name)
 
-    def _swap(self, compaction: Compaction, recent: Sequence[int]) -> None:
-        """Let the new file stand for the old ones."""
-        dropped: set[int] = set()
-        for number, spans in compaction.dropped.items():
-            dropped |= spans
+    def _settle(self, compaction: Compaction, recent: Sequence[int], numbers: range, since: int) -> Iterator[None]:
+        """
+        Take note of what is gone, now that the new file stands for the old ones. In steps.
+
+        In between, what is left out may still be spoken of: who loads a journal passes over it.
+        """
+        for at, (number, spans) in enumerate(compaction.dropped.items()):
+            if at % _SLICE == 0:
+                yield
+            # As long as the instance has such a span, that is known as superseded: if it is removed, it counts once.
             if self.index.has(number):
                 self.index.drop_spans(number, spans)
-        self.files.replace(compaction.run, compaction.name, compaction.places)
-        self.space.replace(compaction.run, compaction.name, compaction.size, dropped)
-        for span in recent:
+            self.space.superseded.discard_all(spans)
+        for at, span in enumerate(recent):
+            if at % _SLICE == 0:
+                yield
             if compaction.places.holds(span):
                 self.space.note_dead(span)
+        yield from self.space.review_tombstones(numbers, since)
 
     # Working in steps ----------------------------------------------------------------------------------------
 

@@ -25,10 +25,10 @@ from .._journal import journal_of
 from .._record_json import UnknownRecordError, decode_record
 from .._records import InstanceRecord, InstanceRetired, InstanceStarted, StoreClosed, StoreOpened
 from .._scan import record_of
-from .._segments import Chain, SegmentName, chain_of, segment
+from .._segments import Chain, SegmentName, chain_of
 from .._spans import length_of, offset_of, segment_of, span_of
 from ._checkpoint import Checkpoint, any_checkpoint, examine_checkpoint
-from ._directory import CHECKPOINT_NAME, TEMPORARY_SUFFIX, TORN_SUFFIX
+from ._directory import CHECKPOINT_NAME, TEMPORARY_SUFFIX, TORN_SUFFIX, left_of_a_log, missing_log
 from ._failures import storage_error
 from ._files import read_places
 from ._held import LogFilesHeld
@@ -140,12 +140,9 @@ def opened_log(disk: Disk, directory: Path) -> Iterator[tuple[LogFilesHeld, Chai
         names = again
     chain = chain_of(names)
     if not chain.current:
-        if notes.has_holder or CHECKPOINT_NAME in names:
-            raise StoreCorruptedError(
-                location=str(directory / str(segment(1))),
-                offset=0,
-                problem="the log is missing, though there was one in this directory; restore it from a backup",
-            )
+        left = left_of_a_log(names)
+        if left or notes.has_holder or CHECKPOINT_NAME in names:
+            raise missing_log(directory, left or (LOCK_NAME, CHECKPOINT_NAME))
         raise StorageError(
             location=str(directory), problem="there is no store; give the directory that the engine was opened with"
         )

@@ -28,6 +28,7 @@ from ._failures import is_no_room, storage_error
 from ._lockfile import StoreLock, take_lock
 from ._protocol import OpenStore
 from ._recovery import RecoveredLog, recover_log
+from ._settling_disk import SettlingDisk
 from ._tail import LogTail
 from ._upkeep import Upkeep
 from ._worker import InlineWorker, ThreadWorker, Worker, run_job
@@ -38,13 +39,22 @@ T = TypeVar("T")
 SEGMENT_BYTES = 16 * 1024 * 1024
 #: Shorter ones would hold little more than their headers.
 MIN_SEGMENT_BYTES = 1024
+#: Longer ones would leave too little of what a place in the log can be for the batch that is the last in one.
+MAX_SEGMENT_BYTES = 1024**3
 #: So many journals are read at once: more would only wait for the same disk.
 MAX_READERS = 4
 
 
 def _check_segment_bytes(_instance: object, _attribute: object, value: object) -> None:
-    if not is_count(value, least=MIN_SEGMENT_BYTES):
-        raise ValueError(f"segment_bytes must be an int, at least {MIN_SEGMENT_BYTES}, not {value!r}")
+    if not is_count(value, least=MIN_SEGMENT_BYTES) or value > MAX_SEGMENT_BYTES:
+        raise ValueError(
+            f"segment_bytes must be an int from {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES} (1 GiB), not {value!r}"
+        )
+
+
+def _check_durability(_instance: object, _attribute: object, value: object) -> None:
+    if value not in {"fsync", "os"}:
+        raise ValueError(f'durability must be "fsync" or "os", not {value!r}')
 
 
 @attrs.frozen
@@ -61,7 +71,7 @@ class FileStore:
 
     path: Path = attrs.field(converter=Path)
     "The directory."
-    durability: Literal["fsync", "os"] = attrs.field(default="fsync", validator=attrs.validators.in_(("fsync", "os")))
+    durability: Literal["fsync", "os"] = attrs.field(default="fsync", validator=_check_durability)
     "Whether each batch of records is synced before it is acknowledged."
     segment_bytes: int = attrs.field(default=SEGMENT_BYTES, kw_only=True, validator=_check_segment_bytes)
     "When a file of the log has become so long, the next one is begun. Space is given back file by file."
@@ -82,10 +92,12 @@ class FileStore:
             StorageError: It cannot be made, read or written; the message tells the way out.
 
         Cancellation:
-            Opening may be cancelled. Closing brings the batch in flight to its end, whatever is cancelled.
+            Opening ends at once if it is cancelled before it begins. The reading and recovery of the log is not cut
+            short: only when that is done does a cancelled opening record that the store is closed, and unlock it.
+            Closing brings the batch in flight to its end, whatever is cancelled.
         """
         # The working directory may change while the store is open.
-        return _opened(attrs.evolve(self, path=self.path.absolute(), disk=self._disk or RealDisk()), clock)
+        return _opened(attrs.evolve(self, path=self.path.absolute()), clock)
 
 
 @asynccontextmanager
@@ -114,19 +126,18 @@ async def _opened(given: FileStore, clock: Clock) -> AsyncGenerator[OpenStore]:
 
 
 def _lock_and_recover(given: FileStore, now: float) -> tuple[StoreLock, RecoveredLog]:
-    disk, directory = given._disk, given.path  # noqa: SLF001 - this module's own
-    assert disk is not None
+    directory = given.path
+    disk = SettlingDisk(given._disk or RealDisk())  # noqa: SLF001 - this module's own
     is_store = prepare_directory(disk, directory)
     lock = take_lock(disk, directory, is_store=is_store)
     try:
-        if is_store:
-            if not lock.has_noted_holder():
-                # Whoever made it may have died before its name was durable. That somebody was noted says that it is.
-                disk.sync_directory(directory)
+        disk.guard = lock
+        # That somebody was noted says that the log is durable, name and all.
+        is_known = is_store and lock.has_noted_holder()
+        if is_known:
             lock.note_holder(now)
         log = recover_log(disk, directory, lock, now, given.durability)
-        if not is_store:
-            # Not sooner: what a power cut leaves of the note could be taken for another program's lock file.
+        if not is_known:
             lock.note_holder(now)
         return lock, log
     except BaseException:
