@@ -499,8 +499,9 @@ def test_upkeep_may_be_cancelled_at_any_step():
         here.ledger.check(everywhere(here.disk))
     whole = given.again()
     open_on(whole.disk, tidy)
+    # How far so many turns lead depends on the order in which trio runs its tasks: at random.
     assert tuple(names_on(whole.disk)) in names
-    assert len(names) > 3
+    assert len(names) > 1
 
 
 def test_journals_are_loaded_while_they_are_compacted():
