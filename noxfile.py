@@ -13,6 +13,12 @@ nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 
 SUPPORTED_PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
+#: Tests that try very many failures one after the other: to measure their coverage would double their time.
+SWEEPS = (
+    "tests/test_soak_slice.py",
+    "tests/test_storage_failures_together.py",
+    "tests/test_store_mutants_caught.py",
+)
 #: memable with all its extras.
 PACKAGE = ".[cli,pydantic]"
 
@@ -49,7 +55,7 @@ def tests(session: nox.Session) -> None:
     environment = {"COVERAGE_FILE": f".coverage.{session.python}"}
     session.run("coverage", "erase", env=environment)
     # What is ignored here has sessions of its own.
-    ignored = ("--ignore=tests/property", "--ignore=tests/test_docs.py")
+    ignored = [f"--ignore={path}" for path in ("tests/property", "tests/test_docs.py", *SWEEPS)]
     session.run("coverage", "run", "-m", "pytest", "tests", *ignored, *session.posargs, env=environment)
     if not session.posargs:
         session.notify("coverage")
@@ -68,10 +74,10 @@ def coverage(session: nox.Session) -> None:
 @nox.session(name="property")
 def property_tests(session: nox.Session) -> None:
     """
-    Run the property-based tests.
+    Run the property-based tests, and the long sweeps over simulated disks.
     """
     session.install(PACKAGE, "--group", "test")
-    session.run("pytest", "tests/property", "--hypothesis-profile=ci", *session.posargs)
+    session.run("pytest", "tests/property", *SWEEPS, "--hypothesis-profile=ci", *session.posargs)
 
 
 @nox.session
