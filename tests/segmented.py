@@ -255,16 +255,3 @@ class _FileOnFullDisk(SimulatedFile):
         if self.disk.is_full and offset + len(chunk) > len(self.inode.shown):
             raise OSError(errno.ENOSPC, "No space left on device")
         return SimulatedFile.write_at(self, offset, chunk)
-
-
-class ForgetfulDisk(SimulatedDisk):
-    """
-    When the sync of a directory fails, this disk goes on showing what waited, and never writes it.
-    """
-
-    def sync_directory(self, path: Path) -> None:
-        try:
-            SimulatedDisk.sync_directory(self, path)
-        except OSError:
-            self.waiting.clear()
-            raise

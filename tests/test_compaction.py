@@ -25,7 +25,6 @@ from segmented import (
     CHECKPOINT,
     PATH,
     Durability,
-    ForgetfulDisk,
     Journals,
     Ledger,
     chain_on,
@@ -731,7 +730,7 @@ def test_failed_sync_of_a_name_is_made_up_for():
         if call != "sync_directory" or whole.disk.calls[at - 1] != "rename":
             continue
         files = given.again().disk
-        disk = ForgetfulDisk(directories=files.directories, shown=files.shown, stored=files.stored)
+        disk = SimulatedDisk(directories=files.directories, shown=files.shown, stored=files.stored)
         disk.faults[at] = Fault(errno.EIO)
         with suppress_storage_errors():
             open_on(disk, tidy)

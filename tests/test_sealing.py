@@ -26,7 +26,6 @@ from segmented import (
     PATH,
     SEGMENT_BYTES,
     Durability,
-    ForgetfulDisk,
     FullDisk,
     Journals,
     Ledger,
@@ -205,7 +204,7 @@ def test_failed_sync_of_the_name_of_a_new_segment_is_made_up_for(durability: Dur
     for number, name in enumerate(disk.calls):
         if name != "sync_directory" or disk.calls[number - 1] != "rename" or number < 15:
             continue
-        here, ledger = ForgetfulDisk(faults={number: Fault(code)}), Ledger()
+        here, ledger = SimulatedDisk(faults={number: Fault(code)}), Ledger()
         with suppress_storage_errors():
             open_on(here, lambda store, ledger=ledger: write(store, ledger), durability)
         killed = here.kill()

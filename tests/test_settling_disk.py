@@ -54,7 +54,12 @@ def test_thread_that_waits_for_a_sync_of_another_learns_that_it_failed():
             goes_on.wait(10)
             SimulatedDisk.sync_directory(self, path)
 
-    is_begun, goes_on = threading.Event(), threading.Event()
+        def rename(self, source: Path, target: Path) -> None:
+            SimulatedDisk.rename(self, source, target)
+            if target.name == "B":
+                is_named.set()
+
+    is_begun, is_named, goes_on = threading.Event(), threading.Event(), threading.Event()
     disk = Slow(directories={Path("/"), PATH})
     settling = SettlingDisk(disk)
     made(settling, "a", "b")
@@ -73,9 +78,8 @@ def test_thread_that_waits_for_a_sync_of_another_learns_that_it_failed():
     assert is_begun.wait(10)
     second = threading.Thread(target=sync, args=("b",))
     second.start()
-    while PATH / "B" not in disk.shown:
-        # It has named its file, and waits for its turn to sync.
-        pass
+    # What it does next is to wait for its turn to sync.
+    assert is_named.wait(10)
     disk.faults[len(disk.calls)] = Fault(errno.EIO)
     goes_on.set()
     first.join(10)

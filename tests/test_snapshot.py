@@ -249,7 +249,8 @@ def test_damage_that_stays_is_told():
         disk.shown[log].shown[-300] ^= 1
         with pytest.raises(StoreCorruptedError, match=r"00000001\.log: at byte offset"):
             snapshot.load(1)
-    disk.faults[len(disk.calls) + 3] = Fault(errno.EIO)
+    # Lock file, directory twice, checkpoint; then the log itself.
+    disk.faults[len(disk.calls) + 4] = Fault(errno.EIO)
     with pytest.raises(StorageError, match="reading failed: Input/output error"):
         read_store(disk, PATH)
     assert _count(found) == 5

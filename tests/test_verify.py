@@ -162,9 +162,9 @@ def test_verify_refuses_what_is_no_store(tmp_path: Path):
 # Faults --------------------------------------------------------------------------------------------------------------
 
 
-def test_verify_finds_every_flipped_bit_of_a_sealed_segment(scratch: Path, tmp_path: Path):
+def test_verify_finds_a_flipped_bit_in_every_byte_of_a_sealed_segment(scratch: Path, tmp_path: Path):
     """
-    Whichever bit of a sealed segment is flipped, a fault is told at the line that it is in.
+    Whichever byte of a sealed segment has a flipped bit, a fault is told at the line that it is in.
     """
     copy_store(make_store(tmp_path / "small", segment_bytes=1024, count=1), scratch)
     (scratch / "checkpoint").unlink(missing_ok=True)

@@ -73,11 +73,9 @@ class Committer:
     _closer: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
     "The task that waits until nothing is in flight."
     position: tuple[int, int] = attrs.field(init=False)
-    "Where that is: the last segment, and how long it is."
-
+    "How far what was taken in goes: the last segment, and how long it is."
     appended_bytes: int = attrs.field(default=0, init=False)
-    "How much was appended so far."
-
+    "About how much was appended so far."
     _next_batch: int = attrs.field(init=False)
     _newest_at: float = attrs.field(init=False)
 
@@ -197,13 +195,6 @@ class Committer:
             except OSError as exc:
                 self._failure = exc
                 raise self._failed(exc) from exc
-
-    @property
-    def has_failed(self) -> bool:
-        """
-        Whether nothing is taken any more, since a write or sync failed.
-        """
-        return self._failure is not None
 
     @property
     def _location(self) -> str:

@@ -73,6 +73,8 @@ def storage_error(location: str, doing: str, exc: BaseException) -> StorageError
         way_out = _WAYS_OUT.get(exc.errno or 0, _OTHERWISE)
         if exc.errno == errno.ENOENT and parse_name(Path(location).name) is not None:
             way_out = _FILE_IS_GONE
+        if doing == "reading" and exc.errno in _DENIED:
+            way_out = "give this process the right to read there"
     else:
         what = f"{type(exc).__name__}: {exc}"
         way_out = "open the store again"

@@ -147,10 +147,11 @@ class _LogReader:
         assert header is not None
         assert scan is not None
         for number, span in self._index.orphans().items():
+            at = bisect_right(self._names, segment_of(span), key=_first) - 1
             raise StoreCorruptedError(
-                location=str(self._directory / str(segment(segment_of(span)))),
+                location=str(self._directory / str(self._names[at])),
                 offset=0,
-                problem=f"instance {number} has records, but never started; {WAY_OUT}",
+                problem=f"instance {number} has records that do not follow what is known of it; {WAY_OUT}",
             )
         files = LogFiles(self._disk, self._directory, self._seed, self._names)
         self._index.on_removed = self._space.note_removed

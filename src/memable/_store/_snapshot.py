@@ -160,12 +160,23 @@ def read_store(disk: Disk, directory: Path) -> StoreSnapshot:
     return StoreSnapshot(disk, directory, _patiently(directory, read))
 
 
-def _chain(disk: Disk, directory: Path) -> Chain:
+def find_log_beside(disk: Disk, directory: Path) -> tuple[LogNotes, Chain]:
+    """
+    Return what the lock file of a store says, and where its log is, without the lock.
+
+    Raises:
+        StorageError: There is no store.
+        StoreCorruptedError: There was one, and all of its log is gone.
+        OSError: The directory cannot be read.
+    """
     # Before the directory: what is noted has been there by then.
     notes = LogNotes()
     with contextlib.suppress(OSError):
         notes = read_notes(disk, directory)
     names = disk.list_names(directory)
+    while (again := disk.list_names(directory)) != names:
+        # A list that is made while files are renamed may lack some.
+        names = again
     chain = chain_of(names)
     if not chain.current:
         left = left_of_a_log(names)
@@ -174,6 +185,11 @@ def _chain(disk: Disk, directory: Path) -> Chain:
         raise StorageError(
             location=str(directory), problem="there is no store; give the directory that the engine was opened with"
         )
+    return notes, chain
+
+
+def _chain(disk: Disk, directory: Path) -> Chain:
+    notes, chain = find_log_beside(disk, directory)
     if chain.current[-1].last < notes.tail:
         raise missing_segments(directory, chain.current[-1].last + 1, notes.tail)
     return chain

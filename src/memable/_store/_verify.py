@@ -25,15 +25,16 @@ from .._journal import journal_of
 from .._record_json import UnknownRecordError, decode_record
 from .._records import InstanceRecord, InstanceRetired, InstanceStarted, StoreClosed, StoreOpened
 from .._scan import record_of
-from .._segments import Chain, SegmentName, chain_of
+from .._segments import Chain, SegmentName
 from .._spans import length_of, offset_of, segment_of, span_of
 from ._checkpoint import Checkpoint, any_checkpoint, examine_checkpoint
-from ._directory import CHECKPOINT_NAME, TEMPORARY_SUFFIX, TORN_SUFFIX, left_of_a_log, missing_log
+from ._directory import CHECKPOINT_NAME, TEMPORARY_SUFFIX, TORN_SUFFIX
 from ._failures import storage_error
 from ._files import read_places
 from ._held import LogFilesHeld
 from ._index import HeaderIndex
-from ._lockfile import LOCK_NAME, LogNotes, read_notes
+from ._lockfile import LOCK_NAME, LogNotes
+from ._snapshot import find_log_beside
 from ._survey import Believed, Survey
 
 #: Files that an engine compacts are looked for again, so often.
@@ -129,23 +130,7 @@ def opened_log(disk: Disk, directory: Path) -> Iterator[tuple[LogFilesHeld, Chai
         StoreCorruptedError: There was one, and all of its log is gone.
         OSError: It cannot be read.
     """
-    # Before the directory: what is noted has been there by then.
-    try:
-        notes = read_notes(disk, directory)
-    except OSError:
-        notes = LogNotes()
-    names = disk.list_names(directory)
-    while (again := disk.list_names(directory)) != names:
-        # A list that is made while files are renamed may lack some.
-        names = again
-    chain = chain_of(names)
-    if not chain.current:
-        left = left_of_a_log(names)
-        if left or notes.has_holder or CHECKPOINT_NAME in names:
-            raise missing_log(directory, left or (LOCK_NAME, CHECKPOINT_NAME))
-        raise StorageError(
-            location=str(directory), problem="there is no store; give the directory that the engine was opened with"
-        )
+    notes, chain = find_log_beside(disk, directory)
     held = LogFilesHeld(disk, directory, chain.current)
     try:
         yield held, chain, notes

@@ -74,7 +74,7 @@ class FileStore:
     durability: Literal["fsync", "os"] = attrs.field(default="fsync", validator=_check_durability)
     "Whether each batch of records is synced before it is acknowledged."
     segment_bytes: int = attrs.field(default=SEGMENT_BYTES, kw_only=True, validator=_check_segment_bytes)
-    "When a file of the log has become so long, the next one is begun. Space is given back file by file."
+    "At so many bytes, from 1 KiB to 1 GiB, the log's next file is begun. Space is given back file by file."
     _disk: Disk | None = attrs.field(default=None, kw_only=True, repr=False)
 
     def open(self, clock: Clock) -> AbstractAsyncContextManager[OpenStore]:
