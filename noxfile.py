@@ -19,6 +19,8 @@ SWEEPS = (
     "tests/test_storage_failures_together.py",
     "tests/test_store_mutants_caught.py",
 )
+#: Tests run in as many processes as there are cores.
+TOGETHER = ("--numprocesses=auto", "--dist=worksteal")
 #: memable with all its extras.
 PACKAGE = ".[cli,pydantic]"
 
@@ -56,7 +58,7 @@ def tests(session: nox.Session) -> None:
     session.run("coverage", "erase", env=environment)
     # What is ignored here has sessions of its own.
     ignored = [f"--ignore={path}" for path in ("tests/property", "tests/test_docs.py", *SWEEPS)]
-    session.run("coverage", "run", "-m", "pytest", "tests", *ignored, *session.posargs, env=environment)
+    session.run("coverage", "run", "-m", "pytest", "tests", *TOGETHER, *ignored, *session.posargs, env=environment)
     if not session.posargs:
         session.notify("coverage")
 
@@ -77,7 +79,7 @@ def property_tests(session: nox.Session) -> None:
     Run the property-based tests, and the long sweeps over simulated disks.
     """
     session.install(PACKAGE, "--group", "test")
-    session.run("pytest", "tests/property", *SWEEPS, "--hypothesis-profile=ci", *session.posargs)
+    session.run("pytest", "tests/property", *SWEEPS, *TOGETHER, "--hypothesis-profile=ci", *session.posargs)
 
 
 @nox.session
