@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -72,6 +74,20 @@ def wrapper(*args: Any) -> Any:
     return fetch(*args)
 
 
+def names() -> Callable[[object], str]:
+    """
+    Return what gives each of some objects a name that is the same in every process: its repr without an address.
+    """
+    seen: Counter[str] = Counter()
+
+    def name(given: object) -> str:
+        text = re.sub(r" at 0x[0-9a-f]+", "", repr(given))
+        seen[text] += 1
+        return text if seen[text] == 1 else f"{text} {seen[text]}"
+
+    return name
+
+
 # What is told before the function runs ---------------------------------------------------------------------------
 
 
@@ -94,7 +110,7 @@ def wrapper(*args: Any) -> Any:
         trio.sleep,
         Anything(),
     ],
-    ids=repr,
+    ids=names(),
 )
 def test_misuse_of_step_is_not_seen_where_there_may_be_none(fn: Callable[..., object]):
     """
@@ -125,7 +141,7 @@ def test_misuse_of_step_is_not_seen_where_there_may_be_none(fn: Callable[..., ob
         ("text", "a str was given instead of a function; write ctx.step(key, function, *args)"),
         (None, "a NoneType was given instead of a function"),
     ],
-    ids=repr,
+    ids=names(),
 )
 def test_misuse_of_step_says_what_to_write(fn: object, problem: str):
     """
@@ -149,7 +165,7 @@ def test_misuse_of_step_says_what_to_write(fn: object, problem: str):
         AsyncCallable,
         lambda: 1,
     ],
-    ids=repr,
+    ids=names(),
 )
 def test_misuse_of_step_in_thread_is_not_seen_where_there_is_none(fn: Callable[..., object]):
     """
@@ -170,7 +186,7 @@ def test_misuse_of_step_in_thread_is_not_seen_where_there_is_none(fn: Callable[.
         (functools.partial(stream), "stream is an async generator"),
         (3, "a int was given instead of a function; write ctx.step_in_thread(key, function, *args)"),
     ],
-    ids=repr,
+    ids=names(),
 )
 def test_misuse_of_step_in_thread_says_what_to_write(fn: object, problem: str):
     """
