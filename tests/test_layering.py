@@ -90,6 +90,7 @@ LEVELS = {
         "_store._snapshot",
         "_store._recovery",
         "_store._tail",
+        "_store._patience",
         "_store._worker",
         "_store._committer",
         "_store._compaction",

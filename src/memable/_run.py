@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, NoReturn, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 import trio
@@ -863,9 +863,28 @@ class Run:
             RunEndedError: The run has ended meanwhile, or the store failed and the caller is shielded. Nothing is
                 acknowledged.
         """
+        records = self.draft(operation, place, cls, **facts)
+        await self.commit(operation, (*records, *beside))
+        return cast("R", records[-1])
+
+    def draft(
+        self, operation: str, place: Place, cls: Callable[..., InstanceRecord], **facts: Any
+    ) -> tuple[InstanceRecord, ...]:
+        """
+        Return a record of this instance, behind those of the beginnings that go with it. To be committed at once.
+
+        Args:
+            operation: What the body called.
+            place: Where.
+            cls: The record's class.
+            **facts: The record's other fields.
+
+        Raises:
+            RunEndedError: The run has ended meanwhile.
+        """
         if self.is_over:
             raise self.run_ended(operation)
-        records = [] if place.beginning is None else self._beginnings(place)
+        beginnings = () if place.beginning is None else self._beginnings(place)
         if hasattr(cls, "status"):
             facts["status"] = self.take_status()
         record = cls(
@@ -874,11 +893,27 @@ class Run:
             at=self.services.clock.now(),
             **facts,
         )
-        records.append(record)
-        if not await self.ledger.append((*records, *beside)):
-            await trio.lowlevel.checkpoint_if_cancelled()
-            raise self.run_ended(operation)
-        return record
+        return (*beginnings, record) if beginnings else (record,)
+
+    async def commit(self, operation: str, records: Sequence[InstanceRecord]) -> None:
+        """
+        Make what was drafted durable, and take it into the journal. Brought to its end, whatever is cancelled.
+
+        Raises:
+            RunEndedError: The store failed, and the caller is shielded. Nothing is acknowledged.
+        """
+        if not await self.ledger.append(records):
+            await self.refuse_uncommitted(operation)
+
+    async def refuse_uncommitted(self, operation: str) -> NoReturn:
+        """
+        Raise what follows from records that could not be made durable.
+
+        Raises:
+            RunEndedError: The caller is shielded from being unwound.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise self.run_ended(operation)
 
     async def record_beginnings(self, place: Place) -> None:
         """

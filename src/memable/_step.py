@@ -7,8 +7,9 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeAlias, assert_never
+from typing import Any, TypeAlias, assert_never, cast
 
 import attrs
 import trio
@@ -31,7 +32,15 @@ from ._errors import (
     WorkflowCodeError,
 )
 from ._journal import Memo
-from ._records import AttemptFailed, IntentRecorded, StepCompleted, StepFailed, StepFailure, WaitAbandoned
+from ._records import (
+    AttemptFailed,
+    InstanceRecord,
+    IntentRecorded,
+    StepCompleted,
+    StepFailed,
+    StepFailure,
+    WaitAbandoned,
+)
 from ._retry import Inherit, RetryPolicy
 from ._run import Place, Run, StepInProgress, current_step
 from ._step_misuse import (
@@ -122,7 +131,26 @@ async def perform_step(run: Run, place: Place, key: str, step: Step) -> Any:
     path: str | None = None
     try:
         path = run.claim(step.operation, place, key, STEP_KIND, step.fn)
-        outcome = await _recall_or_execute(run, place, path, step)
+        problem = find_misuse(step.operation, step.fn, step.unknown)
+        if problem is not None:
+            raise run.misuse(problem, path)
+        memo = run.journal.memos.get(path)
+        try:
+            annotation = run.services.annotations.return_annotation(step.fn) if step.returns is None else step.returns
+            outcome = None if memo is None else _recall(run, memo, annotation)
+        except (MisuseError, TypeMismatchError) as error:
+            error.workflow, error.instance_id, error.key = run.workflow_name, run.instance_id, path
+            raise run.blame(error) from None
+        if memo is not None:
+            await run.serve_memo()
+        else:
+            # With a memo these do not matter: one that is computed from what is left of a time may be negative by now.
+            problem = find_misused_settings(step)
+            if problem is not None:
+                raise run.misuse(problem, path)
+            await run.proceed(step.operation)
+            outcome = await execute_step(run, place, path, step, annotation)
+            await run.deliver_cancellation()
     except BaseException as exc:
         await refuse(run, place, path, exc)
         raise
@@ -150,30 +178,6 @@ async def refuse(run: Run, place: Place, path: str | None, exc: BaseException) -
     if isinstance(exc, (WorkflowCodeError, RunEndedError)):
         # A refusal is a checkpoint, too: a body that tries again and again can be cancelled.
         await trio.lowlevel.checkpoint()
-
-
-async def _recall_or_execute(run: Run, place: Place, path: str, step: Step) -> Any:
-    problem = find_misuse(step.operation, step.fn, step.unknown)
-    if problem is not None:
-        raise run.misuse(problem, path)
-    memo = run.journal.memos.get(path)
-    try:
-        annotation = run.services.annotations.return_annotation(step.fn) if step.returns is None else step.returns
-        outcome = None if memo is None else _recall(run, memo, annotation)
-    except (MisuseError, TypeMismatchError) as error:
-        error.workflow, error.instance_id, error.key = run.workflow_name, run.instance_id, path
-        raise run.blame(error) from None
-    if memo is not None:
-        await run.serve_memo()
-        return outcome
-    # With a memo these do not matter: one that is computed from what is left of a time may be negative by now.
-    problem = find_misused_settings(step)
-    if problem is not None:
-        raise run.misuse(problem, path)
-    await run.proceed(step.operation)
-    outcome = await execute_step(run, place, path, step, annotation)
-    await run.deliver_cancellation()
-    return outcome
 
 
 def find_misused_settings(step: Step) -> str | None:
@@ -241,18 +245,22 @@ async def execute_step(run: Run, place: Place, path: str, step: Step, annotation
         # Code that says nothing of it any more does not make an effect that may have happened harmless.
         return await _execute_once(run, place, path, step, annotation)
     while True:
-        attempt = await _wait_for_attempt(run, place, path, step)
+        attempt = await _wait_for_attempt(run, place, path, step) if path in run.journal.attempts else 1
         started_at = run.services.clock.now()
         run.activity.begin_execution()
         try:
             if run.ledger.is_suspended:
                 await run.record_awakening()
             made = await _attempt(run, path, step, annotation, attempt)
-            record = await _record(run, place, path, step, made, attempt=attempt, started_at=started_at)
+            # Not by way of functions of its own: what waits for the disk is to be small, there may be thousands.
+            records = _draft(run, place, path, step, made, attempt=attempt, started_at=started_at)
+            if not await run.ledger.append(records):
+                await run.refuse_uncommitted(step.operation)
         finally:
             run.activity.end_execution()
         if isinstance(made, _Returned):
             return made.value
+        record = records[-1]
         if isinstance(record, StepFailed):
             return _Failure(_failure_of(run, record))
 
@@ -415,7 +423,7 @@ async def _attempt(run: Run, path: str, step: Step, annotation: Any, attempt: in
     except SerializationError as error:
         return _unencodable(error.problem)
     try:
-        value = await _call_in_time(run, path, step, attempt)
+        value = await (_call(run, path, step) if step.timeout is None else _call_in_time(run, path, step, attempt))
     except Exception as exc:  # noqa: BLE001 - a step may fail with anything
         return await _judge(run, path, step, exc, attempt)
     try:
@@ -430,8 +438,7 @@ async def _attempt(run: Run, path: str, step: Step, annotation: Any, attempt: in
 
 
 async def _call_in_time(run: Run, path: str, step: Step, attempt: int) -> Any:
-    if step.timeout is None:
-        return await _call(run, path, step)
+    assert step.timeout is not None
     with trio.CancelScope(deadline=trio.current_time() + step.timeout):
         return await _call(run, path, step)
     raise StepTimeoutError(
@@ -528,16 +535,23 @@ async def _record(
     run: Run, place: Place, path: str, step: Step, made: _Made, *, attempt: int, started_at: float
 ) -> StepRecord:
     """Make durable what an attempt made of the step."""
-    common: dict[str, Any] = {"path": path, "started_at": started_at, "attempt": attempt}
+    records = _draft(run, place, path, step, made, attempt=attempt, started_at=started_at)
+    await run.commit(step.operation, records)
+    return cast("StepRecord", records[-1])
+
+
+def _draft(
+    run: Run, place: Place, path: str, step: Step, made: _Made, *, attempt: int, started_at: float
+) -> tuple[InstanceRecord, ...]:
+    """Return what is to be made durable of what an attempt made of the step. The last record is the step's own."""
+    draft = partial(run.draft, step.operation, place, path=path, started_at=started_at, attempt=attempt)
     match made:
         case _Returned(encoded, _):
-            return await run.record(step.operation, place, StepCompleted, value=encoded, **common)
+            return draft(StepCompleted, value=encoded)
         case _Retrying(info, delay_s):
-            due = run.services.clock.now() + delay_s
-            return await run.record(step.operation, place, AttemptFailed, error=info, next_attempt_at=due, **common)
+            return draft(AttemptFailed, error=info, next_attempt_at=run.services.clock.now() + delay_s)
         case _GaveUp(info, failure, retryable):
-            common |= {"error": info, "failure": failure, "retryable": retryable}
-            return await run.record(step.operation, place, StepFailed, **common)
+            return draft(StepFailed, error=info, failure=failure, retryable=retryable)
         case _NotDone():
             raise AssertionError("what did not happen is no outcome")
         case _:

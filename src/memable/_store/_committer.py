@@ -4,11 +4,16 @@ Group commit: everything that waits is written at once and synced once, and one 
 There is no task for it. The first to append while nothing is in flight waits for the end of trio's current round, so
 that all that is ready can queue up; then a batch goes to the worker. When that is done, its waiters are woken and, if
 more has queued up meanwhile, the next batch goes.
+
+A lone append is waited for on the spot if the disk is quick and no other task has anything to do, or even done in the
+event loop: see ``Patience``.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,14 +29,17 @@ from .._segments import segment
 from .._spans import length_of
 from ._failures import is_no_room, storage_error
 from ._index import HeaderIndex
+from ._patience import WAIT_S, Manner, Patience
 from ._space import Space
 from ._tail import Appended, LogTail
-from ._worker import Worker, run_job, wait_uncancellably
+from ._worker import InlineWorker, Worker, refuse_to_abort, run_job, wait_uncancellably
 
 logger = logging.getLogger("memable")
 
 #: A batch is closed at this size, so that one sync never has to wait for much; a larger record is a batch of its own.
 MAX_BATCH_BYTES = 8 * 1024 * 1024
+#: More than this is never waited for on the spot.
+MAX_WAITED_BYTES = 64 * 1024
 
 
 @attrs.define(eq=False)
@@ -40,6 +48,8 @@ class _Append:
 
     records: Sequence[InstanceRecord]
     texts: list[bytes]
+    size: int
+    "Of the texts, in bytes."
     task: trio.lowlevel.Task | None = None
     "The task to wake, once it waits."
     is_done: bool = False
@@ -69,6 +79,7 @@ class Committer:
     _is_busy: bool = attrs.field(default=False, init=False)
     "Whether a batch is in flight or about to be."
     _failure: BaseException | None = attrs.field(default=None, init=False)
+    _patience: Patience = attrs.field(init=False)
     _is_closing: bool = attrs.field(default=False, init=False)
     _closer: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
     "The task that waits until nothing is in flight."
@@ -80,6 +91,8 @@ class Committer:
     _newest_at: float = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        # What is not synced is only copied to the system's memory.
+        self._patience = Patience() if self._syncs else Patience(0)
         self._next_batch = self._sessions.next_batch
         self._newest_at = self._sessions.newest_at
         self.position = self._tail.segment, self._tail.end
@@ -116,16 +129,18 @@ class Committer:
         if self._failure is not None:
             raise self._failed(self._failure)
         self.check_open()
-        append = _Append(tuple(records), [encode_record(record) for record in records])
+        texts = [encode_record(record) for record in records]
+        append = _Append(tuple(records), texts, sum(map(len, texts)))
         self._index.admit(records)
         self._queue.append(append)
         if not self._is_busy:
             self._is_busy = True
+            began = time.perf_counter()
             await trio.lowlevel.cancel_shielded_checkpoint()
-            self._begin_batch()
+            self._begin_batch(time.perf_counter() - began)
         if not append.is_done:
             append.task = trio.lowlevel.current_task()
-            await wait_uncancellably()
+            await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
         if append.failure is not None:
             raise self._failed(append.failure)
 
@@ -261,14 +276,33 @@ class Committer:
         self.position = appended.segment, appended.offset
         self._next_batch = appended.next_batch
 
-    def _begin_batch(self) -> None:
+    def _begin_batch(self, round_s: float = math.inf) -> None:
+        """
+        Write what is queued.
+
+        Args:
+            round_s: How many seconds other tasks took that were ready, if this is called by one that waits for it.
+        """
         batch: list[_Append] = []
         size = 0
-        while self._queue and (not batch or size + _size(self._queue[0]) <= MAX_BATCH_BYTES):
-            size += _size(self._queue[0])
-            batch.append(self._queue.popleft())
+        queue = self._queue
+        while queue and (not batch or size + queue[0].size <= MAX_BATCH_BYTES):
+            append = queue.popleft()
+            size += append.size
+            batch.append(append)
         texts = [text for append in batch for text in append.texts]
-        self._worker.submit(partial(self._append, texts), partial(self._finish, batch))
+        job, done = partial(self._append, texts), partial(self._finish, batch)
+        is_lone = len(batch) == 1 and size <= MAX_WAITED_BYTES and self._worker.is_idle and not self._tail.is_full
+        manner = self._patience.choose(round_s) if is_lone else Manner.ASLEEP
+        if manner is Manner.ASLEEP:
+            self._worker.submit(job, done)
+            return
+        began = time.perf_counter()
+        if manner is Manner.STANDING:
+            self._worker.submit(job, done, patience_s=WAIT_S)
+        else:
+            InlineWorker().submit(job, done)
+        self._patience.note(manner, time.perf_counter() - began)
 
     def _finish(
         self, batch: list[_Append], result: tuple[Appended | None, Appended], error: BaseException | None
@@ -323,7 +357,3 @@ def _begun(state: LogState, opened: StoreOpened) -> LogState:
         closed=False,
         newest_at=max(state.newest_at, opened.at),
     )
-
-
-def _size(append: _Append) -> int:
-    return sum(map(len, append.texts))

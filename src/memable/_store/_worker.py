@@ -2,7 +2,8 @@
 Runs the blocking jobs of one open store, one after the other, and tells the event loop when each is done.
 
 A thread of its own rather than one of trio's: it is at hand for each job, which saves a third of the time that a lone
-small append takes. It lives as long as the store is open.
+small append takes. It lives as long as the store is open. For a job that is about to be done, the event loop may stand
+still: being woken takes longer than that.
 """
 
 from __future__ import annotations
@@ -29,9 +30,21 @@ class Worker(Protocol):
     Runs jobs in the order of their submission.
     """
 
-    def submit(self, job: Callable[[], object], done: Done) -> None:
+    @property
+    def is_idle(self) -> bool:
+        """
+        Whether all that was submitted is done.
+        """
+        ...
+
+    def submit(self, job: Callable[[], object], done: Done, *, patience_s: float = 0.0) -> None:
         """
         Have *job* run, then *done* called with its result.
+
+        Args:
+            job: What to run.
+            done: Called in the event loop: before this returns, or later.
+            patience_s: The event loop stands still until the job is done, but for no longer than so many seconds.
         """
         ...
 
@@ -50,10 +63,18 @@ class InlineWorker:
 
     _jobs: deque[_Submitted] = attrs.field(factory=deque[_Submitted], init=False)
 
-    def submit(self, job: Callable[[], object], done: Done) -> None:
+    @property
+    def is_idle(self) -> bool:
+        """
+        Whether all that was submitted is done.
+        """
+        return not self._jobs
+
+    def submit(self, job: Callable[[], object], done: Done, *, patience_s: float = 0.0) -> None:
         """
         Run *job* and *done*, unless called by one: then after it.
         """
+        del patience_s  # It takes none.
         self._jobs.append((job, done))
         if len(self._jobs) == 1:
             while self._jobs:
@@ -67,13 +88,54 @@ class InlineWorker:
 
 
 @attrs.define(eq=False)
+class _AwaitedJob:
+    """A job for which the event loop stands still: for a while, so it may have gone on before the job is done."""
+
+    job: Callable[[], object]
+    done: Done
+    value: object = None
+    error: BaseException | None = None
+    claim: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    "Whoever gets it first decides: the thread, that the loop has to wait for it now; the loop, that it goes on."
+    finished: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    "Held until the job is done."
+
+    def __attrs_post_init__(self) -> None:
+        self.finished.acquire()
+
+    def run(self, run_sync_soon: Callable[..., object]) -> None:
+        """Run the job, in the thread."""
+        _run(self.job, self._keep, call=_call)
+        if self.claim.acquire(blocking=False):
+            self.finished.release()
+        else:
+            run_sync_soon(self.done, self.value, self.error)
+
+    def wait(self, patience_s: float) -> bool:
+        """Wait, in the event loop; return whether the job is done. If not, ``done`` will be called by itself."""
+        if not self.finished.acquire(timeout=patience_s):
+            if self.claim.acquire(blocking=False):
+                return False
+            # It was finished in this very moment.
+            self.finished.acquire()
+        return True
+
+    def _keep(self, value: object, error: BaseException | None) -> None:
+        self.value, self.error = value, error
+
+
+@attrs.define(eq=False)
 class ThreadWorker:
     """
     Runs jobs in a thread of its own. Made, used and closed in the event loop.
     """
 
     _token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token, init=False)
-    _jobs: queue.SimpleQueue[_Submitted | None] = attrs.field(factory=queue.SimpleQueue[_Submitted | None], init=False)
+    _jobs: queue.SimpleQueue[_Submitted | _AwaitedJob | None] = attrs.field(
+        factory=queue.SimpleQueue["_Submitted | _AwaitedJob | None"], init=False
+    )
+    _pending: int = attrs.field(default=0, init=False)
+    "How many jobs were submitted of which the event loop has not been told that they are done."
     _thread: threading.Thread = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -81,11 +143,30 @@ class ThreadWorker:
         self._thread = threading.Thread(target=self._work, name="memable store", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[[], object], done: Done) -> None:
+    @property
+    def is_idle(self) -> bool:
         """
-        Hand *job* to the thread.
+        Whether all that was submitted is done.
         """
-        self._jobs.put((job, done))
+        return not self._pending
+
+    def submit(self, job: Callable[[], object], done: Done, *, patience_s: float = 0.0) -> None:
+        """
+        Hand *job* to the thread, and stand still for at most *patience_s* seconds until it is done.
+        """
+        self._pending += 1
+
+        def note_done(value: Any, error: BaseException | None) -> None:
+            self._pending -= 1
+            done(value, error)
+
+        if not patience_s:
+            self._jobs.put((job, note_done))
+            return
+        awaited = _AwaitedJob(job, note_done)
+        self._jobs.put(awaited)
+        if awaited.wait(patience_s):
+            note_done(awaited.value, awaited.error)
 
     def close(self) -> None:
         """
@@ -95,9 +176,13 @@ class ThreadWorker:
         self._thread.join()
 
     def _work(self) -> None:
+        run_sync_soon = self._token.run_sync_soon
         while (item := self._jobs.get()) is not None:
             try:
-                _run(*item, call=self._token.run_sync_soon)
+                if isinstance(item, _AwaitedJob):
+                    item.run(run_sync_soon)
+                else:
+                    _run(*item, call=run_sync_soon)
             except trio.RunFinishedError:
                 return
 
@@ -130,10 +215,13 @@ async def wait_uncancellably() -> None:
     """
     Wait until the current task is rescheduled, whatever is cancelled.
     """
-    await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
+    await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
 
 
-def _refuse_to_abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+def refuse_to_abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+    """
+    Tell trio that what a task waits for is brought to its end, whatever is cancelled.
+    """
     return trio.lowlevel.Abort.FAILED
 
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import attrs
 import trio
@@ -273,10 +273,17 @@ class OpenFileStore:
         """
         return self._index.allocate_number()
 
-    async def append(self, records: Sequence[InstanceRecord]) -> None:
+    def append(self, records: Sequence[InstanceRecord]) -> Coroutine[Any, Any, None]:
         """
         Make *records* durable, all or none of them.
         """
+        for record in records:
+            if type(record) is InstanceResumed and (record.anew or record.forgotten):
+                return self._append_forgetting(records)
+        # No coroutine of its own: there may be thousands that wait.
+        return self._committer.append(records)
+
+    async def _append_forgetting(self, records: Sequence[InstanceRecord]) -> None:
         await self._committer.append(records)
         for record in records:
             if type(record) is InstanceResumed and (record.anew or record.forgotten):
