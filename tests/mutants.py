@@ -210,6 +210,54 @@ COMMITTER = _in(
     ),
 )
 
+WAITING = (
+    *_in(
+        "_store/_worker.py",
+        (
+            "a job that was given up is not told",
+            "            run_sync_soon(self.done, self.value, self.error)\n",
+            "            pass\n",
+            "test_patience::test_job_that_takes_long_is_not_waited_for",
+        ),
+        (
+            "the event loop waits for a job for ever",
+            "        if not self.finished.acquire(timeout=patience_s):\n",
+            "        if not self.finished.acquire():\n",
+            "test_patience::test_disk_that_hangs_does_not_stall_the_event_loop",
+        ),
+    ),
+    *_in(
+        "_store/_committer.py",
+        (
+            "the event loop syncs beside a compaction",
+            "        is_quiet = self._worker.is_idle and not self.is_disk_busy\n",
+            "        is_quiet = True\n",
+            "test_patience::test_append_beside_upkeep_is_left_to_the_thread",
+        ),
+        (
+            "the event loop begins a segment",
+            " and not self._tail.is_full\n",
+            "\n",
+            "test_patience::test_first_append_of_a_segment_is_left_to_the_thread",
+        ),
+    ),
+    *_in(
+        "_store/_patience.py",
+        (
+            "a disk need not prove that it is quick",
+            "        return Manner.STANDING if self._quick < self._proof else Manner.ON_THE_SPOT\n",
+            "        return Manner.ON_THE_SPOT\n",
+            "test_patience::test_slow_disk_is_hardly_ever_waited_for",
+        ),
+        (
+            "a stall is forgiven at once",
+            "            self._proof = min(4 * max(self._proof, MIN_PROOF), MAX_PROOF)\n",
+            "            self._proof = MIN_PROOF\n",
+            "test_patience::test_disk_that_hesitates_is_found_out",
+        ),
+    ),
+)
+
 RECOVERY = _in(
     "_store/_recovery.py",
     (
@@ -746,6 +794,7 @@ FILES = _in(
 MUTANTS = (
     *TAIL,
     *COMMITTER,
+    *WAITING,
     *RECOVERY,
     *DIRECTORY,
     *SETTLING_DISK,

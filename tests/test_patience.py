@@ -32,11 +32,14 @@ from memable._store._patience import (
     Manner,
     Patience,
 )
+from memable._store._upkeep import Upkeep
 from memable._store._worker import ThreadWorker
 from sample_records import start
 from watched_disk import Call, WatchedDisk
 
 QUICK_S = WAIT_S / 4
+#: Nothing here takes so long, unless it hangs.
+DEADLOCK_S = 30.0
 
 
 def tell(patience: Patience, *, count: int, took_s: float = QUICK_S) -> list[Manner]:
@@ -158,7 +161,8 @@ async def test_job_that_takes_long_is_not_waited_for():
         assert not told.is_set()
         assert not worker.is_idle
         go_on.set()
-        await told.wait()
+        with trio.fail_after(DEADLOCK_S):
+            await told.wait()
         assert worker.is_idle
     finally:
         go_on.set()
@@ -257,7 +261,40 @@ async def test_disk_that_hangs_does_not_stall_the_event_loop(tmp_path: Path, obs
         for _ in range(MIN_PROOF - 1):
             await start(opened)
         observed.may_sync.clear()
+        # The event loop cannot tell that it hangs.
+        rescue = threading.Timer(DEADLOCK_S, observed.may_sync.set)
+        rescue.start()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(start, opened)
             await trio.testing.wait_all_tasks_blocked()
+            assert not observed.may_sync.is_set()
+            rescue.cancel()
             observed.may_sync.set()
+
+
+async def test_append_beside_upkeep_is_left_to_the_thread(
+    tmp_path: Path, observed: Observed, monkeypatch: pytest.MonkeyPatch
+):
+    """While a checkpoint or a compaction is written, a sync may take long: the event loop does not wait for it."""
+    here = threading.get_ident()
+    begun, go_on = trio.Event(), trio.Event()
+
+    async def work(upkeep: Upkeep) -> None:
+        begun.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(Upkeep, "_look_after", work)
+    monkeypatch.setattr(Upkeep, "_is_due", lambda upkeep: True)
+    async with FileStore(tmp_path / "store", "os", disk=observed.disk).open(current_clock()) as opened:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.maintain)
+            await start(opened)
+            await begun.wait()
+            observed.writers.clear()
+            await start(opened)
+            assert observed.writers != []
+            assert here not in observed.writers
+            nursery.cancel_scope.cancel()
+        observed.writers.clear()
+        await start(opened)
+        assert observed.writers == [here]

@@ -14,7 +14,6 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet
@@ -313,13 +312,18 @@ class RealLock:
     "Of the directory and of the file."
     _disk: RealDisk
     is_held: bool = True
+    _name: str = attrs.field(init=False)
+    "The path as text."
+
+    def __attrs_post_init__(self) -> None:
+        self._name = str(self._path)
 
     def check(self) -> None:
         """
         Make sure that the locked file is the one at its path.
         """
         try:
-            found = _identity_of(self._path.stat())
+            found = _identity_of(os.stat(self._name))  # noqa: PTH116 - before each write: a text takes half the time
         except (FileNotFoundError, NotADirectoryError):
             found = None
         if not self.is_held or found != self.identities[1]:
@@ -556,14 +560,20 @@ def _close_both(file: RealFile | None, directory: RealFile) -> None:
     directory.close()
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Have an error tell the whole path, not only the name within a locked directory."""
-    try:
-        yield
-    except OSError as exc:
-        exc.filename = str(path)
-        raise
+class _naming:  # noqa: N801 - used like a function
+    """Has an error tell the whole path, not only the name within a locked directory. A class: each append uses it."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        if isinstance(exc, OSError):
+            exc.filename = str(self._path)
 
 
 def _set_fork_hooks() -> None:

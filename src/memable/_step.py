@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeAlias, assert_never, cast
 
@@ -41,7 +40,7 @@ from ._records import (
     StepFailure,
     WaitAbandoned,
 )
-from ._retry import Inherit, RetryPolicy
+from ._retry import INHERIT, Inherit, RetryPolicy
 from ._run import Place, Run, StepInProgress, current_step
 from ._step_misuse import (
     Operation,
@@ -150,7 +149,10 @@ async def perform_step(run: Run, place: Place, key: str, step: Step) -> Any:
                 raise run.misuse(problem, path)
             await run.proceed(step.operation)
             outcome = await execute_step(run, place, path, step, annotation)
-            await run.deliver_cancellation()
+            if run.open_scopes:
+                await run.deliver_cancellation()
+            else:
+                await trio.lowlevel.checkpoint_if_cancelled()
     except BaseException as exc:
         await refuse(run, place, path, exc)
         raise
@@ -184,6 +186,10 @@ def find_misused_settings(step: Step) -> str | None:
     """
     Return what is wrong with how a step is to be run and what to write instead, or None.
     """
+    is_plain = step.timeout is None and step.limiter is None and step.probe is None
+    if is_plain and step.retry is INHERIT and step.once is False:
+        # The usual case, told without the cost of looking further.
+        return None
     return find_misused_setting(step.timeout, step.retry, step.limiter) or find_misused_effect(
         step.once, step.probe, step.timeout
     )
@@ -544,14 +550,16 @@ def _draft(
     run: Run, place: Place, path: str, step: Step, made: _Made, *, attempt: int, started_at: float
 ) -> tuple[InstanceRecord, ...]:
     """Return what is to be made durable of what an attempt made of the step. The last record is the step's own."""
-    draft = partial(run.draft, step.operation, place, path=path, started_at=started_at, attempt=attempt)
+    common = {"path": path, "started_at": started_at, "attempt": attempt}
     match made:
         case _Returned(encoded, _):
-            return draft(StepCompleted, value=encoded)
+            return run.draft(step.operation, place, StepCompleted, value=encoded, **common)
         case _Retrying(info, delay_s):
-            return draft(AttemptFailed, error=info, next_attempt_at=run.services.clock.now() + delay_s)
+            due = run.services.clock.now() + delay_s
+            return run.draft(step.operation, place, AttemptFailed, error=info, next_attempt_at=due, **common)
         case _GaveUp(info, failure, retryable):
-            return draft(StepFailed, error=info, failure=failure, retryable=retryable)
+            facts = {"error": info, "failure": failure, "retryable": retryable, **common}
+            return run.draft(step.operation, place, StepFailed, **facts)
         case _NotDone():
             raise AssertionError("what did not happen is no outcome")
         case _:

@@ -83,6 +83,8 @@ class Committer:
     _is_closing: bool = attrs.field(default=False, init=False)
     _closer: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
     "The task that waits until nothing is in flight."
+    is_disk_busy: bool = attrs.field(default=False, init=False)
+    "Whether others write much, so that an append may take long."
     position: tuple[int, int] = attrs.field(init=False)
     "How far what was taken in goes: the last segment, and how long it is."
     appended_bytes: int = attrs.field(default=0, init=False)
@@ -292,8 +294,9 @@ class Committer:
             batch.append(append)
         texts = [text for append in batch for text in append.texts]
         job, done = partial(self._append, texts), partial(self._finish, batch)
-        is_lone = len(batch) == 1 and size <= MAX_WAITED_BYTES and self._worker.is_idle and not self._tail.is_full
-        manner = self._patience.choose(round_s) if is_lone else Manner.ASLEEP
+        is_small = len(batch) == 1 and size <= MAX_WAITED_BYTES and not self._tail.is_full
+        is_quiet = self._worker.is_idle and not self.is_disk_busy
+        manner = self._patience.choose(round_s) if is_small and is_quiet else Manner.ASLEEP
         if manner is Manner.ASLEEP:
             self._worker.submit(job, done)
             return

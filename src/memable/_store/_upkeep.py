@@ -111,6 +111,7 @@ class Upkeep:
         while True:
             await self._work.wait()
             self._work = trio.Event()
+            self.committer.is_disk_busy = True
             try:
                 await self._look_after()
             except OSError as exc:
@@ -118,8 +119,11 @@ class Upkeep:
                     raise storage_error(str(self.files.directory), "compacting", exc) from exc
                 what = "there is no room for" if is_no_room(exc) else "there will only be later"
                 logger.warning("%s: %s a checkpoint or a compaction (%s)", self.files.directory, what, exc)
+                self.committer.is_disk_busy = False
                 await trio.sleep(_RETRY_S)
                 self._work.set()
+            finally:
+                self.committer.is_disk_busy = False
 
     # What is due ---------------------------------------------------------------------------------------------
 
