@@ -83,7 +83,8 @@ class FileStore:
 
         Args:
             clock: Tells the time. It goes on from the store's newest record. If it is virtual, all is done in the event
-                loop, else reads and writes are done in threads.
+                loop, else reads and writes are done in threads. Only a lone, small append to a disk that has proven
+                quick is waited for on the spot.
 
         Raises:
             StoreLockedError: Another engine has it open. Close that one first.
