@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+from zlib import crc32
 
 from memable._encoded import Encoded
-from memable._frames import LogState, SegmentHeader, encode_header, frame_batch, seed_of
+from memable._frames import LogState, Sealed, SegmentHeader, encode_header, frame_batch, seed_of
 from memable._record_json import encode_record
 from memable._records import (
     InstanceCompleted,
@@ -89,7 +90,7 @@ class _Writer:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._file: BinaryIO | None = None
-        self._segment = self._size = self._batch = self._last_number = 0
+        self._segment = self._size = self._checksum = self._batch = self._last_number = 0
         self._newest_at = 0.0
 
     def append(self, records: list[InstanceRecord] | list[Record]) -> None:
@@ -109,8 +110,9 @@ class _Writer:
 
     def _begin_segment(self) -> None:
         self.close()
+        before = Sealed(self._size, self._checksum) if self._segment else None
         self._segment += 1
-        self._size = 0
+        self._size = self._checksum = 0
         self._file = (self._directory / str(segment(self._segment))).open("wb")
         state = (
             LogState()
@@ -131,6 +133,7 @@ class _Writer:
                     created_at=_BEGAN_AT,
                     durability="fsync",
                     state=state,
+                    before=before,
                 )
             )
         )
@@ -139,3 +142,4 @@ class _Writer:
         assert self._file is not None
         self._file.write(chunk)
         self._size += len(chunk)
+        self._checksum = crc32(chunk, self._checksum)

@@ -64,6 +64,8 @@ _LOCKS = "test_lock_faults::"
 _CAUGHT = "test_store_mutants_caught::"
 _POWER_CUTS = _FAULTS + "test_power_cut_at_every_call_loses_nothing_acknowledged"
 _HUNDRED = _TOGETHER + "test_disk_that_fails_under_a_hundred_workflows_acknowledges_none_of_them"
+_SEALING = "test_sealing::"
+_BITS = _SEALING + "test_every_bit_flipped_in_a_sealed_segment_is_told"
 _SEGMENT_CUTS = _CAUGHT + "test_power_cut_at_any_call_while_segments_come_and_go"
 _COPY = _FAULTS + "test_failed_sync_is_followed_by_a_copy"
 
@@ -142,6 +144,47 @@ TAIL = _in(
         "        self.lock.note_tail(header.segment)\n",
         "",
         _CAUGHT + "test_last_segment_that_is_missing_is_damage",
+    ),
+)
+
+SEALS = _in(
+    "_store/_tail.py",
+    (
+        "the checksum of a segment goes on from the one before",
+        "        self.checksum = crc32(text)\n",
+        "        self.checksum = crc32(text, self.checksum or 0)\n",
+        _SEALING + "test_every_sealed_segment_has_its_checksum",
+    ),
+    (
+        "a batch that was cut back counts in the checksum of its segment",
+        "            self._cut_back(disk_is_sound=is_no_room(exc))\n",
+        """\
+            self._cut_back(disk_is_sound=is_no_room(exc))
+            self.checksum = crc32(text, self.checksum or 0)
+""",
+        _SEALING + "test_session_that_begins_with_the_first_append_after_a_full_disk",
+    ),
+)
+
+PROVEN = _in(
+    "_proven.py",
+    (
+        "a torn tail counts in the checksum of its segment",
+        "            self.value = crc32(whole[:cut], self._beyond)\n",
+        "            self.value = crc32(whole, self._beyond)\n",
+        _SEALING + "test_torn_tail_does_not_count_in_the_checksum",
+    ),
+    (
+        "what is not a line is passed over in a proven segment",
+        "        if len(lines) < count or not KINDS",
+        "        if not KINDS",
+        "test_proven::test_proven_lines_are_given_as_those_that_prove_themselves",
+    ),
+    (
+        "an unknown record is passed over in a proven segment",
+        " or not KINDS.issuperset({line[1] for line in lines}):",
+        ":",
+        "test_proven::test_unknown_record_is_told_alike",
     ),
 )
 
@@ -678,6 +721,50 @@ INDEX = _in(
         "        self.last_number = 1\n",
         "test_store::test_store_lists_headers_by_number",
     ),
+    (
+        "status messages are overlooked in lines",
+        "        has_status = _STATUS_TEXT in ",
+        "        has_status = False and _STATUS_TEXT in ",
+        "test_store_index::test_index_takes_lines_that_say_more",
+    ),
+    (
+        "lines that are not the next ones of their instances are taken for these",
+        "seq == NEXT_SEQS[len(known)]:\n                        known.append",
+        "seq:\n                        known.append",
+        "test_store_index::test_index_takes_lines_that_say_more",
+    ),
+)
+
+ENDED_INDEX = _in(
+    "_store/_ended_index.py",
+    (
+        "two instances of a log that is read quickly have one name",
+        "        return self._late_names.add(checksum, number)\n",
+        "        self._late_names.add(checksum, number)\n        return True\n",
+        "test_store_index::test_index_notes_a_second_start_under_one_name_in_lines",
+    ),
+    (
+        "names of instances that ended during recovery are lost",
+        "                self._names.extend(checksums, numbers)\n",
+        "                pass\n",
+        "test_store_index::test_index_takes_lines_that_say_the_usual",
+    ),
+)
+
+PLAIN_INSTANCES = _in(
+    "_store/_plain_instances.py",
+    (
+        "what else a start says is overlooked",
+        "        if origin is None or not line.startswith(_TYPE_FOLLOWS, id_end):\n",
+        "        if origin is None:\n",
+        "test_store_index::test_index_takes_lines_that_say_more",
+    ),
+    (
+        "an escape in an id is taken for the id",
+        '        if b"\\\\" in instance_id or ',
+        "        if ",
+        "test_store_index::test_index_takes_lines_that_say_more",
+    ),
 )
 
 FILE = _in(
@@ -768,6 +855,32 @@ CHECKPOINT = _in(
 READING = _in(
     "_store/_reading.py",
     (
+        "the checksum of a sealed segment is ignored",
+        "        and _checksum(file, start, before.size, checksum) == before.checksum\n",
+        "",
+        _BITS,
+    ),
+    (
+        "the checksum of a compacted segment is ignored",
+        " and _checksum(file, start, end, 0) == compacted.checksum:",
+        ":",
+        _BITS,
+    ),
+    (
+        "a sealed segment is believed before its checksum is compared",
+        "            if following is not None and _is_as_sealed(",
+        """\
+            self._read_proven(name, file, location, start)
+            if following is not None and _is_as_sealed(""",
+        _SEALING + "test_wrong_checksum_of_intact_lines_locks_nobody_out",
+    ),
+    (
+        "the checksum of a segment begins anew at a checkpoint",
+        "checkpoint.offset, checkpoint.state, checkpoint.checksum",
+        "checkpoint.offset, checkpoint.state, 0",
+        _SEALING + "test_every_sealed_segment_has_its_checksum",
+    ),
+    (
         "a missing segment is not noticed",
         "    if chain.missing is not None:\n",
         "    if False:\n",
@@ -793,6 +906,8 @@ FILES = _in(
 
 MUTANTS = (
     *TAIL,
+    *SEALS,
+    *PROVEN,
     *COMMITTER,
     *WAITING,
     *RECOVERY,
@@ -804,6 +919,8 @@ MUTANTS = (
     *DISK,
     *ADMISSION,
     *INDEX,
+    *ENDED_INDEX,
+    *PLAIN_INSTANCES,
     *FILE,
     *COMPACTION,
     *UPKEEP,

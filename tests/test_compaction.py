@@ -108,11 +108,11 @@ def test_many_small_files_are_merged():
             await run_instance(store, steps=1)
             await tidy(store)
 
-    open_on(disk, main, segment_bytes=4096)
+    open_on(disk, main, segment_bytes=8192)
     found = everywhere(disk)
     assert len(found) == 31
     live = sum(len(line) for line in log_text(disk).splitlines() if b'"instance' in line)
-    assert len(chain_on(disk).current) <= 3 + 4 * live / 4096
+    assert len(chain_on(disk).current) <= 3 + 4 * live / 8192
 
 
 @pytest.mark.parametrize("durability", ["fsync", "os"])
@@ -669,12 +669,12 @@ def test_numbers_are_not_used_again_after_compaction(with_checkpoint: bool):
         # Only sessions in the tail, and nothing of an instance anywhere.
         await tidy(store)
 
-    open_on(disk, main)
+    open_on(disk, main, segment_bytes=2048)
     for session in range(8):
         if not with_checkpoint:
             disk = without_checkpoint(disk)
         durability: Durability = "os" if session % 2 else "fsync"
-        open_on(disk, tidy, durability)
+        open_on(disk, tidy, durability, segment_bytes=2048)
     assert b'"instance"' not in log_text(disk)
     if not with_checkpoint:
         disk = without_checkpoint(disk)

@@ -10,7 +10,7 @@ from array import array
 import attrs
 import pytest
 
-from memable._ended_table import EndedTable
+from memable._ended_table import PLAIN, EndedTable, completed_row
 from memable._header import InstanceHeader
 from memable._states import MetadataStatus
 
@@ -146,3 +146,28 @@ def test_table_needs_few_bytes_for_a_row():
         header = attrs.evolve(ended(number, "order"), instance_id="x" * 26)
         table.add(header, array("Q", range(7)))
     assert sum(map(len, table.pages.values())) <= 140 * 6400
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_table_takes_rows_that_were_made_without_headers(seed: int):
+    """
+    A row of the usual kind is the same with a header and without; a page takes many of them beside others.
+    """
+    rng = random.Random(seed)
+    one_by_one, at_once = EndedTable(), EndedTable()
+    numbers = rng.sample(range(64, 128), 40)
+    for number in numbers[:10]:
+        for table in (one_by_one, at_once):
+            table.add(ended(number, "other", ENDS[number % 3]), array("Q", [number]))
+    for some in (numbers[10:20], numbers[20:]):
+        rows: dict[int, bytes] = {}
+        for number in some:
+            header, spans = attrs.evolve(ended(number), seq=number % 5), list(range(number % 5))
+            one_by_one.add(header, array("Q", spans))
+            instance_id = header.instance_id.encode()
+            pack = completed_row(len(instance_id), len(spans))
+            index = at_once.index_of("w")
+            rows[number % 64] = pack(PLAIN, index, 3, number % 5, len(instance_id), 1.0, 2.0, instance_id, *spans)
+        at_once.add_completed(1, rows)
+    assert at_once.pages == one_by_one.pages
+    assert list(at_once.numbers()) == sorted(numbers)

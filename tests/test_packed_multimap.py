@@ -147,3 +147,24 @@ def test_multimap_parts_do_not_change():
         found.remove(*pair)
     assert list(PackedMultimap[int].from_parts("Q", *first)) == pairs
     assert list(PackedMultimap[int].from_parts("Q", *second)) == pairs[1::2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_multimap_takes_many_pairs_at_once(seed: int):
+    """
+    Pairs that come many at a time, in their order, are as good as those that come one by one.
+    """
+    rng = random.Random(seed)
+    found, pairs = PackedMultimap[int]("Q"), list[tuple[int, int]]()
+    found.extend([], [])
+    for number in range(6):
+        some = sorted((rng.randrange(1000) + 900 * number, rng.randrange(9)) for _ in range(rng.choice((1, 50, COUNT))))
+        parts = found.to_parts()
+        found.extend([key for key, _ in some], [value for _, value in some])
+        assert list(PackedMultimap[int].from_parts("Q", *parts)) == pairs
+        pairs = sorted(pairs + some)
+        assert (list(found), len(found)) == (pairs, len(pairs))
+    for pair in rng.sample(pairs, len(pairs) // 2):
+        found.remove(*pair)
+        pairs.remove(pair)
+    assert list(found) == pairs

@@ -13,13 +13,27 @@ from pathlib import Path
 
 import pytest
 
+from checksums import (
+    change_header,
+    check_checksums,
+    header_on,
+    path_to,
+    read,
+    told_by,
+    with_right_checksums,
+    without_checksums,
+)
 from memable import FileStore, StorageError, StoreCorruptedError
 from memable._clock import current_clock
+from memable._disk import RealDisk
+from memable._faults import FaultKind
 from memable._frames import decode_header
 from memable._records import InstanceRecord
 from memable._segments import segment
 from memable._store._protocol import OpenStore
+from memable._store._repair import repair_store
 from memable._store._snapshot import read_store
+from memable._store._verify import verify_store
 from sample_records import completed, started, step
 from segmented import (
     LOCK,
@@ -140,6 +154,18 @@ def test_power_cut_or_kill_at_every_call_loses_nothing(durability: Durability):
                 open_on(second, journals, durability)
             least = least_after_power_cut(here, ledger) if durability == "os" else None
             ledger.check(open_on(second.power_cut(lose_all), journals, durability), least=least)
+            if cut_at % 3 == 0:
+                check_seals_after(survivor, durability)
+
+
+def check_seals_after(disk: SimulatedDisk, durability: Durability) -> None:
+    """Check that what is recovered is sealed with its checksum, whether a checkpoint is used or not."""
+    for here in (disk.copy(), without_checkpoint(disk)):
+        before = chain_on(here).current
+        # Without another reading in between.
+        open_on(here, lambda store: run_instance(store, steps=9), durability)
+        assert len(chain_on(here).current) > len(before)
+        assert check_checksums(here) == len(chain_on(here).current) - 1
 
 
 def least_after_power_cut(disk: SimulatedDisk, ledger: Ledger) -> int:
@@ -171,6 +197,8 @@ def test_failure_of_any_call_acknowledges_nothing_wrongly(durability: Durability
         # What was copied or not, a power cut brings nothing else to light.
         assert open_on(survivor.power_cut(lose_all), journals, durability) == found
         assert not [name for name in names_on(survivor) if name.endswith(".tmp")]
+        if number % 3 == 0:
+            check_seals_after(survivor, durability)
 
 
 @BOTH
@@ -241,6 +269,7 @@ def test_closing_on_a_full_disk_is_remembered(segment_bytes: int, steps: int):
     disk.is_full = False
     assert open_on(disk, look, segment_bytes=segment_bytes) == (2, False, [False] * 4)
     assert open_on(disk, look, segment_bytes=segment_bytes) == (3, False, [False] * 4)
+    check_checksums(disk)
     here = without_checkpoint(disk)
     assert open_on(here, look, segment_bytes=segment_bytes) == (4, False, [False] * 4)
     assert sorted(journals_beside(disk)) == [1]
@@ -267,6 +296,7 @@ def test_session_that_begins_with_the_first_append_after_a_full_disk(durability:
             return await journals(store)
 
         assert open_on(disk, main, durability, segment_bytes=segment_bytes) == again.after(99)
+        assert check_checksums(disk) == len(chain_on(disk).current) - 1
         assert open_on(without_checkpoint(disk), journals, durability, segment_bytes=segment_bytes) == again.after(99)
         assert open_on(disk, journals, durability, segment_bytes=segment_bytes) == again.after(99)
 
@@ -311,6 +341,8 @@ def small() -> dict[str, SimulatedDisk]:
     plain = SimulatedDisk()
 
     async def main(store: OpenStore) -> None:
+        # Of this one, and no other, something is kept in the first segment.
+        await run_instance(store, steps=0, ends=False)
         first = await run_instance(store, steps=4)
         await run_instance(store, steps=4)
         await retire(store, first)
@@ -319,7 +351,9 @@ def small() -> dict[str, SimulatedDisk]:
     open_on(plain, main)
     compacted = plain.copy()
     open_on(compacted, tidy)
-    assert any(name.is_compacted for name in chain_on(compacted).current)
+    assert any(
+        name.is_compacted and b'"kind"' in compacted.content(path_to(name)) for name in chain_on(compacted).current
+    )
     return {"plain": in_order(without_checkpoint(plain)), "compacted": in_order(without_checkpoint(compacted))}
 
 
@@ -331,6 +365,8 @@ def test_every_bit_flipped_in_a_sealed_segment_is_told(kind: str):
     path = PATH / str(name)
     content = disk.content(path)
     line_starts = [0, *(at + 1 for at, byte in enumerate(content) if byte == 10)]
+    slow = without_checksums(disk)
+    header_end = content.index(b"\n") + 1
     for bit in range(len(content) * 8):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -344,6 +380,13 @@ def test_every_bit_flipped_in_a_sealed_segment_is_told(kind: str):
         if isinstance(error, StoreCorruptedError):
             line = max(start for start in line_starts if start <= bit // 8)
             assert (error.location, error.offset <= max(line, bit // 8)) == (str(path), True), bit
+        if bit // 8 >= header_end:
+            # Without checksums of whole files, too, and it is told in the same words.
+            there = slow.copy()
+            there.shown[path].shown[bit // 8] ^= 1 << bit % 8
+            with pytest.raises(StoreCorruptedError) as caught_there:
+                read_store(there, PATH)
+            assert str(caught_there.value) == str(error), bit
         if bit % 101 == 0:
             with pytest.raises(StoreCorruptedError):
                 open_on(here, journals)
@@ -430,6 +473,106 @@ def test_lines_moved_between_segments_are_told(durability: Durability):
         here.shown[path_of(1)].shown[:] = moved
         with pytest.raises(StoreCorruptedError, match=r"0000000[12]\.log"):
             open_on(here, journals, durability)
+
+
+# Checksums of whole files -----------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_every_sealed_segment_has_its_checksum(durability: Durability):
+    """The next segment says what each was as a whole, also if it was opened in between, or a checkpoint was used."""
+    disk, ledger = SimulatedDisk(), Ledger()
+    open_on(disk, lambda store: write(store, ledger), durability)
+    for session in range(6):
+        if session % 2:
+            disk = without_checkpoint(disk)
+        open_on(disk, lambda store: run_instance(store, steps=9), durability, segment_bytes=2500 + session)
+    names = chain_on(disk).current
+    assert len(names) >= 5
+    assert check_checksums(disk) == len(names) - 1
+    assert verify_store(disk, PATH).is_sound
+
+
+@BOTH
+def test_torn_tail_does_not_count_in_the_checksum(durability: Durability):
+    """What was cut off a segment when it was recovered is nothing of what it was when it was sealed."""
+    disk = SimulatedDisk()
+    open_on(disk, lambda store: run_instance(store, steps=3), durability, segment_bytes=65536)
+    disk = in_order(without_checkpoint(disk))
+    content = disk.content(path_of(1))
+    for size in range(len(content) - 300, len(content), 5):
+        here = in_order(disk)
+        here.shown[path_of(1)].shown[size:] = b""
+        check_seals_after(here, durability)
+
+
+def test_compaction_keeps_the_checksum_of_the_file_before():
+    """A compacted segment has a checksum of its own lines, and says what the plain one before it was."""
+    disk = SimulatedDisk()
+
+    async def main(store: OpenStore) -> None:
+        for _ in range(4):
+            await run_instance(store, steps=4, ends=False)
+        for number in [await run_instance(store, steps=8) for _ in range(3)]:
+            await retire(store, number)
+        await tidy(store)
+
+    open_on(disk, main)
+    names = chain_on(disk).current
+    at = next(at for at, name in enumerate(names) if name.is_compacted)
+    assert at
+    assert not names[at - 1].is_compacted
+    assert header_on(disk, names[at]).before is not None
+    assert check_checksums(disk) == len(names) - 1
+
+
+@pytest.mark.parametrize("kind", ["plain", "compacted"])
+def test_lines_of_a_proven_segment_are_not_proven_again(kind: str):
+    """Only if the checksum of all is not right, or not there, each line has to prove itself."""
+    disk_before = small()[kind]
+    disk = disk_before.copy()
+    name = next(name for name in chain_on(disk).current[:-1] if name.is_compacted == (kind == "compacted"))
+    content = disk.content(path_to(name))
+    at = content.index(b'"value":1}', content.index(b'"kind":')) + 8
+    disk.shown[path_to(name)].shown[at : at + 1] = b"2"
+    with pytest.raises(StoreCorruptedError, match=f"{name}: at byte offset"):
+        read(disk)
+    assert not verify_store(disk, PATH).is_sound
+    right = with_right_checksums(disk)
+    found, expected = told_by(read(right)), told_by(read(disk_before))
+    # The checksums may have more digits, or fewer.
+    assert [found[what] for what in ("headers", "state")] == [expected[what] for what in ("headers", "state")]
+    # But who verifies looks at each.
+    (fault,) = [fault for fault in verify_store(right, PATH).faults if fault.file == str(name)]
+    assert fault.offset == content.rindex(b"\n", 0, at) + 1
+    with pytest.raises(StoreCorruptedError, match=f"{name}: at byte offset"):
+        read(without_checksums(right))
+
+
+@pytest.mark.parametrize(("kind", "what"), [("plain", "size"), ("plain", "checksum"), ("compacted", "checksum")])
+def test_wrong_checksum_of_intact_lines_locks_nobody_out(kind: str, what: str, tmp_path: Path):
+    """If each line proves itself, the store opens as ever; who verifies is told that the whole is not what it was."""
+    disk = small()[kind]
+    expected = told_by(read(disk))
+    names = chain_on(disk).current
+    # Nothing is said of the file whose header is changed here.
+    at = max(at for at, name in enumerate(names[:-1]) if name.is_compacted == (kind == "compacted"))
+    says = header_on(disk, names[at + 1]).before if kind == "plain" else header_on(disk, names[at]).compacted
+    assert says is not None
+    value = getattr(says, what)
+    change_header(disk, names[at + (kind == "plain")], {f'"{what}":{value}': f'"{what}":{value ^ 1}'})
+    assert told_by(read(disk)) == expected
+    (fault,) = verify_store(disk, PATH).faults
+    assert (fault.file, fault.offset, fault.kind) == (str(names[at]), 0, FaultKind.CHECKSUM)
+    assert "all records in it are intact, and yet it is not, as a whole, what it was" in fault.problem
+    store = tmp_path / "store"
+    store.mkdir()
+    for path in disk.shown:
+        (store / path.name).write_bytes(disk.content(path))
+    repaired = repair_store(RealDisk(), store, 1e9)
+    assert (repaired.is_lossless, repaired.casualties, repaired.faults) == (True, (), (fault,))
+    assert verify_store(RealDisk(), Path(repaired.target or "")).is_sound
+    assert sorted(open_on(disk, journals)) == [1, 3, 4]
 
 
 # A real disk -------------------------------------------------------------------------------------------------------

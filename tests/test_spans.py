@@ -17,6 +17,7 @@ from memable._spans import (
     segment_of,
     size_class,
     span_of,
+    spans_of,
 )
 
 _places = st.tuples(st.integers(1, MAX_SEGMENT), st.integers(0, MAX_OFFSET))
@@ -52,3 +53,17 @@ def test_short_lengths_are_looked_up():
     """The table says what the function says."""
     assert list(SIZE_CLASSES) == [size_class(length) for length in range(len(SIZE_CLASSES))]
     assert SIZE_CLASSES[1] == SIZE_CLASSES[8] == 0
+
+
+@given(_places, st.lists(st.integers(0, 3000)))
+def test_spans_of_lines_follow_each_other(place: tuple[int, int], sizes: list[int]):
+    """
+    The spans of many lines are those of each, the one behind the other, whether all of them are short or not.
+    """
+    segment, start = place[0], place[1] // 2
+    spans, end = spans_of(segment, start, sizes)
+    expected: list[int] = []
+    for size in sizes:
+        expected.append(span_of(segment, start, size + 1))
+        start += size + 1
+    assert (list(spans), end) == (expected, start)

@@ -5,6 +5,7 @@ What is known of every instance: headers by name and by number, whoever comes an
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from bisect import insort
@@ -12,9 +13,13 @@ from bisect import insort
 import attrs
 import pytest
 
-from memable._records import InstanceRecord
+from memable._frames import frame_batch
+from memable._record_json import encode_record
+from memable._records import InstanceRecord, StoreClosed, StoreOpened
+from memable._scan import Entry, record_of
+from memable._spans import spans_of
 from memable._states import MetadataStatus
-from memable._store._index import HeaderIndex
+from memable._store._index import HeaderIndex, LogLine
 from sample_records import completed, resumed, retired, started, step
 
 
@@ -301,3 +306,89 @@ def test_index_has_can_be_asked_while_instances_come_and_go():
     is_over.set()
     thread.join()
     assert answers == {True}
+
+
+def replay_lines(index: HeaderIndex, *records: InstanceRecord) -> list[int]:
+    """Have an index take records as lines of a log; return their spans."""
+    lines: list[LogLine] = []
+    for record in records:
+        line = frame_batch(1, 1, 1, [encode_record(record)])[0][:-1]
+        found = re.search(rb'{"kind":"(\w+)","instance":(\d+),"seq":(\d+),"at":([^,}]+)', line)
+        assert found is not None
+        lines.append((line, found[1], found[2], found[3], found[4]))
+    spans, end = spans_of(1, 50, [len(line[0]) for line in lines])
+
+    def other(entry: Entry, span: int) -> None:
+        record = record_of(entry, "")
+        assert not isinstance(record, StoreOpened | StoreClosed)
+        index.replay(record, span)
+
+    assert index.replay_lines(lines, 1, 50, other) == end
+    return list(spans)
+
+
+def test_index_takes_lines_that_say_the_usual():
+    """
+    Of what runs, and of whole pages of what has completed, everything is known as if each record had been read.
+    """
+    index, expected = HeaderIndex(), HeaderIndex()
+    records: list[InstanceRecord] = []
+    for number in range(1, 200):
+        records += [started(number), step(number, 2)]
+        if number % 10:
+            records.append(completed(number, 3))
+    for record, span in zip(records, replay_lines(index, *records), strict=True):
+        expected.replay(record, span)
+    for number in (1, 64, 70, 150, 199, 200):
+        assert index.has(number) == expected.has(number)
+        assert index.newest(number) == expected.newest(number)
+    assert index.find("w", "i77") == expected.find("w", "i77")
+    assert index.number_of("w", "i190") == 190
+    assert (index.live(), index.select()) == (expected.live(), expected.select())
+    assert index.ended("w", 2000.0, 1000) == expected.ended("w", 2000.0, 1000)
+    assert [index.spans(number) for number in range(1, 200)] == [expected.spans(number) for number in range(1, 200)]
+    assert index.find("w", "i78") == expected.find("w", "i78")
+
+
+def test_index_takes_lines_that_say_more():
+    """
+    A parent, a status message, an id with a quotation mark and a history with gaps are not overlooked in lines.
+    """
+    index, expected = HeaderIndex(), HeaderIndex()
+    records = [
+        started(1),
+        attrs.evolve(started(2), parent="w/i1"),
+        attrs.evolve(started(3, name="c"), parent="w/i1", detached=True),
+        started(4, name='"\\'),
+        started(6),
+        started(5, workflow="\u00e4"),
+        started(7, name="a\\b"),
+        started(8),
+        attrs.evolve(step(1, 2), status="on its way"),
+        attrs.evolve(completed(5, 2), status="done"),
+        step(6, 4),
+        step(8, 5),
+        completed(4, 2),
+        completed(6, 5),
+        completed(2, 2),
+        retired(5, 3),
+    ]
+    for record, span in zip(records, replay_lines(index, *records), strict=True):
+        expected.replay(record, span)
+    assert index.has(4)
+    assert (index.select(), index.live()) == (expected.select(), expected.live())
+    assert [header.number for header in index.live()] == [1, 2, 3, 7, 8]
+    assert index.header(1).message == "on its way"
+    assert [index.spans(number) for number in (1, 2, 3, 4, 6)] == [expected.spans(number) for number in (1, 2, 3, 4, 6)]
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_index_notes_a_second_start_under_one_name_in_lines(has_ended: bool):
+    """
+    Two instances of one name cannot be, whether the first one has ended or not.
+    """
+    index = HeaderIndex()
+    first = [started(1, name="x"), step(1, 2), *([completed(1, 3)] if has_ended else [])]
+    spans = replay_lines(index, *first, started(2, name="x"), step(2, 2))
+    assert (index.orphans(), index.has(2)) == ({2: spans[-2]}, False)
+    assert index.number_of("w", "x") == 1

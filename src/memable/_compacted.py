@@ -12,11 +12,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NoReturn
+from zlib import crc32
 
 import attrs
 
 from ._errors import StoreCorruptedError
 from ._frames import WAY_OUT, Compacted, Stretch, decode_stretches, parse_line
+from ._proven import UsualLines
 from ._scan import Entry, entry_of
 from ._spans import MAX_OFFSET, span_of
 
@@ -108,6 +110,74 @@ def read_map(text: bytes, location: str, start: int, compacted: Compacted) -> Pl
 
 
 @attrs.define(eq=False)
+class OldPlaces:
+    """
+    Where lines stood before, told one after the other.
+    """
+
+    _location: str
+    _stretches: Iterator[Stretch]
+    _stretch: Stretch = attrs.field(factory=lambda: Stretch(0, 0, 0), init=False)
+    "The one that is due, less what was seen of it."
+
+    @property
+    def is_over(self) -> bool:
+        """
+        Whether no line is due that its stretch has begun with.
+        """
+        return not self._stretch.length
+
+    def next_span(self, length: int, start: int) -> int:
+        """
+        Return the span of the next line.
+
+        Args:
+            length: How many bytes it has, line break included.
+            start: Where in the file it begins now.
+
+        Raises:
+            StoreCorruptedError: The map does not know it.
+        """
+        segment, offset, left = self._due(start)
+        if left < length:
+            self._refuse_length(start)
+        self._stretch = Stretch(segment, offset + length, left - length)
+        return span_of(segment, offset, length)
+
+    def split(self, found: UsualLines) -> Iterator[tuple[int, int, UsualLines]]:
+        """
+        Yield the next lines by neighbours, each time with the segment and the offset at which the first one stood.
+
+        Raises:
+            StoreCorruptedError: The map does not know them.
+        """
+        lines, start = found.lines, found.start
+        begin = at = 0
+        while begin < len(lines):
+            segment, offset, left = self._due(start)
+            length = 0
+            while length < left and at < len(lines):
+                length += len(lines[at][0]) + 1
+                at += 1
+            if length > left:
+                self._refuse_length(start)
+            yield segment, offset, UsualLines(lines[begin:at], start)
+            self._stretch = Stretch(segment, offset + length, left - length)
+            begin, start = at, start + length
+
+    def _due(self, start: int) -> Stretch:
+        while not self._stretch.length:
+            following = next(self._stretches, None)
+            if following is None:
+                _refuse(self._location, start, "a record is not in the map of its compacted segment")
+            self._stretch = following
+        return self._stretch
+
+    def _refuse_length(self, start: int) -> NoReturn:
+        _refuse(self._location, start, "a record does not fit the map of its compacted segment")
+
+
+@attrs.define(eq=False)
 class CompactedScan:
     """
     The reader of one compacted segment: takes the bytes of its records as they come, gives them with their spans.
@@ -121,8 +191,11 @@ class CompactedScan:
     "Where the bytes that are not yet looked at begin."
     newest_at: float = 0.0
     "The latest time in any record."
-    _stretch: Stretch = attrs.field(factory=lambda: Stretch(0, 0, 0))
-    "The one that is due, less what was seen of it."
+    checksum: int = 0
+    "The CRC-32 of what was fed."
+    _places: OldPlaces = attrs.field(
+        default=attrs.Factory(lambda self: OldPlaces(self._location, self._stretches), takes_self=True), init=False
+    )
     _previous: tuple[int, int] = (-1, -1)
     "Batch and index of the line before."
     _pending: bytes = b""
@@ -136,6 +209,7 @@ class CompactedScan:
             StoreCorruptedError: They are damaged.
             StoreVersionError: A record is of a kind that this release does not know.
         """
+        self.checksum = crc32(chunk, self.checksum)
         *lines, self._pending = (self._pending + chunk).split(b"\n")
         for line in lines:
             start = self._offset
@@ -149,7 +223,7 @@ class CompactedScan:
             self._lines += 1
             entry = entry_of(line, parsed.text, self._location, start, self._offset)
             self.newest_at = max(self.newest_at, entry[4])
-            yield entry, self._next_span(len(line) + 1, start)
+            yield entry, self._places.next_span(len(line) + 1, start)
 
     def finish(self) -> None:
         """
@@ -158,24 +232,12 @@ class CompactedScan:
         Raises:
             StoreCorruptedError: Something of them is missing.
         """
-        if self._pending or self._lines != self._compacted.lines or self._stretch.length:
+        if self._pending or self._lines != self._compacted.lines or not self._places.is_over:
             _refuse(
                 self._location,
                 self._offset,
                 f"the compacted segment has {self._lines} whole records where it had {self._compacted.lines}",
             )
-
-    def _next_span(self, length: int, start: int) -> int:
-        while not self._stretch.length:
-            following = next(self._stretches, None)
-            if following is None:
-                _refuse(self._location, start, "a record is not in the map of its compacted segment")
-            self._stretch = following
-        segment, offset, left = self._stretch
-        if left < length:
-            _refuse(self._location, start, "a record does not fit the map of its compacted segment")
-        self._stretch = Stretch(segment, offset + length, left - length)
-        return span_of(segment, offset, length)
 
 
 def _refuse(location: str, offset: int, what: str) -> NoReturn:

@@ -13,10 +13,12 @@ of bytes.
 
 from __future__ import annotations
 
+import functools
 import sys
 from array import array
 from bisect import bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from struct import Struct
 
 from ._header import InstanceHeader
@@ -35,6 +37,8 @@ _STATUSES = (MetadataStatus.COMPLETED, MetadataStatus.FAILED, MetadataStatus.CAN
 _COMPLETED, _FAILED, _CANCELLED = range(3)
 _STATUS_CODES = {status: code for code, status in enumerate(_STATUSES)}
 _STATUS_BITS = 3
+#: The flags of a row that says only that its instance has completed.
+PLAIN = _COMPLETED
 
 _DETACHED = 1 << 2
 _AWAITS_CHILDREN = 1 << 3
@@ -88,6 +92,37 @@ class EndedTable:
         """
         number = header.number
         self._put(number, self._pack(header, spans), _STATUS_CODES[header.status])
+
+    def add_completed(self, place: int, rows: dict[int, bytes]) -> None:
+        """
+        Take in rows of ``completed_row`` on one page at a time. There are none of their numbers yet.
+
+        Args:
+            place: The numbers on the page, divided by 64.
+            rows: Each row by the rest of that division.
+        """
+        page = self.pages.get(place)
+        masks = [0, 0, 0]
+        if page is None:
+            insort(self._order, place)
+        else:
+            masks[:] = _MASKS.unpack_from(page)
+            rows = rows | _rows_of(page)
+        slots = sorted(rows)
+        bodies = [rows[slot] for slot in slots]
+        masks[_COMPLETED] = sum(1 << slot for slot in slots) & ~(masks[_FAILED] | masks[_CANCELLED])
+        ends = array("I", accumulate(map(len, bodies), initial=0))
+        self.pages[place] = b"".join((_MASKS.pack(*masks), ends, *bodies))
+
+    def index_of(self, workflow: str) -> int:
+        """
+        Return what rows refer to a workflow by.
+        """
+        index = self._indexes.get(workflow)
+        if index is None:
+            index = self._indexes[workflow] = len(self.workflows)
+            self.workflows.append(workflow)
+        return index
 
     def remove(self, number: int) -> None:
         """
@@ -191,10 +226,7 @@ class EndedTable:
             yield place, _mask_of(page)
 
     def _pack(self, header: InstanceHeader, spans: array[int]) -> bytes:
-        workflow = self._indexes.get(header.workflow)
-        if workflow is None:
-            workflow = self._indexes[header.workflow] = len(self.workflows)
-            self.workflows.append(header.workflow)
+        workflow = self.index_of(header.workflow)
         assert header.completed_at is not None
         flags = _flags_of(header)
         instance_id = encoded(header.instance_id)
@@ -275,6 +307,17 @@ class EndedTable:
         self.pages[place] = b"".join((masks, ends, body[:start], row, body[start:]))
 
 
+@functools.lru_cache(maxsize=1024)
+def completed_row(id_size: int, count: int) -> Callable[..., bytes]:
+    """
+    Return what packs the row of an instance of which nothing is unusual, without a header.
+
+    Its arguments are: ``PLAIN``, the index of the workflow, session, seq, *id_size*, created_at, completed_at, the id
+    in the form of ``encoded``, and *count* spans.
+    """
+    return Struct(f"{_ROW.format}{id_size}s{count}Q").pack
+
+
 def encoded(text: str) -> bytes:
     """
     Return a text in UTF-8. Texts may hold halves of surrogate pairs, which UTF-8 has no form for.
@@ -296,6 +339,13 @@ def _split(page: bytes) -> tuple[array[int], bytes]:
     """Return the ends of a page's rows, and the rows."""
     body_at = _ENDS_AT + _END.size * (_mask_of(page).bit_count() + 1)
     return array("I", page[_ENDS_AT:body_at]), page[body_at:]
+
+
+def _rows_of(page: bytes) -> dict[int, bytes]:
+    """Return the rows of a page by their places among its 64 numbers."""
+    ends, body = _split(page)
+    slots = [slot for slot in range(1 << PAGE_BITS) if _mask_of(page) >> slot & 1]
+    return {slot: body[start:end] for slot, start, end in zip(slots, ends, ends[1:], strict=False)}
 
 
 def _texts_at(row: bytes) -> int:

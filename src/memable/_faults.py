@@ -27,6 +27,8 @@ class FaultKind(enum.Enum):
     "A segment does not say, or not rightly, what it is."
     MAP = "map"
     "A compacted segment does not say where its lines were before."
+    CHECKSUM = "checksum"
+    "A file whose lines are all intact, but which is not, as a whole, what it was. An engine opens it all the same."
     IMPOSSIBLE = "impossible"
     "A record that cannot follow those of its instance before it."
     NO_START = "no_start"

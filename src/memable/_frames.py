@@ -13,7 +13,9 @@ due; a batch is whole if and only if its lines follow each other from index 0 to
 stands anywhere whose damage could hide what follows. JSON has no raw line break, so a line is a record.
 
 The header's line has the same shape in every future release, so that an older one can tell that it is too old. It says
-what the log was when the segment began, so that each segment can be read, and checked, by itself.
+what the log was when the segment began, so that each segment can be read, and checked, by itself. And it says how
+long the segment before it had become, with a checksum of all its bytes: who finds these to be right need not look at
+each line. So does a compacted segment of its own lines. Both may be missing.
 
 A compacted segment stands for one or more whole ones. It holds those of their lines that are still needed, as they
 were, and behind them lines that map the old places to the new ones::
@@ -94,6 +96,20 @@ class Compacted:
     "How many records it holds."
     size: int
     "How many bytes these take, line breaks included."
+    checksum: int | None = None
+    "The CRC-32 of these bytes; None if an earlier release wrote them."
+
+
+@attrs.frozen
+class Sealed:
+    """
+    What a segment was when the next one began.
+    """
+
+    size: int
+    "How long it was."
+    checksum: int
+    "The CRC-32 of all its bytes, its header's included."
 
 
 @attrs.frozen
@@ -114,6 +130,8 @@ class SegmentHeader:
     "What the log was when the segment began."
     compacted: Compacted | None = None
     "Set if it stands for other segments."
+    before: Sealed | None = None
+    "What the segment before it was, if that is known; that may have been compacted since."
     version: int = FORMAT_VERSION
     "The format that it is written in."
 
@@ -160,6 +178,8 @@ def encode_header(header: SegmentHeader) -> bytes:
     }
     if header.compacted is not None:
         tree["compacted"] = attrs.asdict(header.compacted)
+    if header.before is not None:
+        tree["before"] = attrs.asdict(header.before)
     return _sealed(dumps(tree))
 
 
@@ -194,7 +214,7 @@ def decode_header(line: bytes, location: str) -> SegmentHeader:
             found=version,
             supported=FORMAT_VERSION,
         )
-    compacted = tree.get("compacted")
+    compacted, before = tree.get("compacted"), tree.get("before")
     return SegmentHeader(
         store_id=tree["store"],
         segment=tree["segment"],
@@ -202,6 +222,7 @@ def decode_header(line: bytes, location: str) -> SegmentHeader:
         durability=tree.get("durability"),
         state=_structured(LogState, tree.get("state", {})),
         compacted=None if compacted is None else _structured(Compacted, compacted),
+        before=None if before is None else _structured(Sealed, before),
         version=version,
     )
 

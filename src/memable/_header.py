@@ -128,6 +128,18 @@ class InstanceHeader:
         if status is not None:
             self.message = status
 
+    def complete(self, seq: int, at: float) -> None:
+        """
+        Take in that the instance, which has not ended, has completed, as its next record says.
+
+        Args:
+            seq: That record's place in the instance's journal.
+            at: When it was made.
+        """
+        self._end(MetadataStatus.COMPLETED, at, None)
+        self.seq = seq
+        self.updated_at = at
+
     def _check_order(self, record: InstanceRecord) -> None:
         """Refuse what cannot follow an end, and a retirement that does not follow one."""
         if self.completed_at is None:
@@ -231,7 +243,7 @@ class InstanceHeader:
             self.has_compensations = self.is_compensating = False
 
     def _complete(self, record: InstanceCompleted) -> None:
-        self._end(MetadataStatus.COMPLETED, record.at, None)
+        self.complete(record.seq, record.at)
 
     def _fail(self, record: InstanceFailed) -> None:
         self._end(MetadataStatus.FAILED, record.at, str(record.error))

@@ -79,6 +79,31 @@ class PackedMultimap(Generic[K]):
             is_growing = index + 1 == len(self._keys) and place + 1 == count
             self._split(index, count - 1 if is_growing else count // 2)
 
+    def extend(self, keys: list[K], values: list[int]) -> None:
+        """
+        Add pairs that are in their order. Those that belong behind all others take hardly any time.
+        """
+        last = (self._keys[-1][-1], self._values[-1][-1]) if self._keys else None
+        start = 0
+        if last is not None:
+            while start < len(keys) and (keys[start], values[start]) < last:
+                self.insert(keys[start], values[start])
+                start += 1
+        while start < len(keys):
+            room = _FILL - len(self._keys[-1]) if self._keys else 0
+            if room > 0:
+                index = len(self._keys) - 1
+                if self._is_shared[index]:
+                    self._own(index)
+                self._keys[index].extend(keys[start : start + room])
+                self._values[index].extend(values[start : start + room])
+            else:
+                room = _FILL
+                new_keys = array(self._typecode, keys[start : start + room])
+                self._put(len(self._keys), new_keys, array("Q", values[start : start + room]))
+            self._count += min(room, len(keys) - start)
+            start += room
+
     def remove(self, key: K, value: int) -> None:
         """
         Take a pair out.

@@ -37,7 +37,8 @@ _RECORD = re.compile(
     rb"([0-9a-f]{8}) ([0-9]{1,12}\.[0-9]{1,18})\.([0-9]{1,12})([+;]) "
     rb'\{"kind":"([a-z_]+)","instance":([0-9]+),"seq":([0-9]+),"at":([-+.0-9e]+)[,}]'
 )
-_KINDS = frozenset(cls.kind.encode() for cls in INSTANCE_RECORDS)
+#: The kinds of such records.
+KINDS = frozenset(cls.kind.encode() for cls in INSTANCE_RECORDS)
 
 Entry: TypeAlias = tuple[bytes, bytes, int, int, float, int, int]
 """
@@ -73,7 +74,7 @@ def entry_of(line: bytes, text: bytes, location: str, start: int, end: int) -> E
         StoreVersionError: Its record is of a kind or shape that this release does not know.
     """
     found = _RECORD.match(line)
-    if found is not None and found[5] in _KINDS:
+    if found is not None and found[5] in KINDS:
         return (line, found[5], int(found[6]), int(found[7]), float(found[8]), start, end)
     return _entry(_decode(text, location, start), line, start, end)
 
@@ -215,7 +216,7 @@ class LogScan:
                 if (
                     place == due
                     and int(index) == len(partial)
-                    and kind in _KINDS
+                    and kind in KINDS
                     and int(stored, 16) == crc32(line[9:], seed)
                 ):
                     time = float(at)

@@ -10,6 +10,10 @@ promises at most an eighth too much.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from operator import add
+
 MAX_SEGMENT = (1 << 22) - 1
 MAX_OFFSET = (1 << 34) - 1
 
@@ -42,6 +46,26 @@ def size_class(length: int) -> int:
 
 #: The same for short lines, which most are, to be looked up.
 SIZE_CLASSES = tuple(map(size_class, range(2048)))
+#: By how much the offset in a span is greater behind such a line.
+_STEPS = tuple(length << _OFFSET_SHIFT for length in range(len(SIZE_CLASSES)))
+
+
+def spans_of(segment: int, offset: int, sizes: Sequence[int]) -> tuple[Iterable[int], int]:
+    """
+    Return the spans of lines that stand one behind the other, and where the last of them ends.
+
+    Args:
+        segment: As for ``span_of``.
+        offset: Where the first of them begins.
+        sizes: How many bytes each has, without its line break.
+    """
+    lengths = [size + 1 for size in sizes]
+    steps: Iterable[int] = (length << _OFFSET_SHIFT for length in lengths)
+    classes = map(size_class, lengths)
+    if max(lengths, default=0) < len(SIZE_CLASSES):
+        # Most are short, and there may be millions of them.
+        steps, classes = map(_STEPS.__getitem__, lengths), map(SIZE_CLASSES.__getitem__, lengths)
+    return map(add, accumulate(steps, initial=span_of(segment, offset, 1)), classes), offset + sum(lengths)
 
 
 def segment_of(span: int) -> int:

@@ -4,8 +4,11 @@ The index of a store against a model: a dictionary of all headers, each folded f
 
 from __future__ import annotations
 
+import re
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import accumulate, takewhile
+from random import Random
 from typing import Any
 
 import attrs
@@ -13,7 +16,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memable._error_info import ErrorInfo
+from memable._frames import frame_batch
 from memable._header import PROGRESS_KINDS, InstanceHeader, header_of
+from memable._packed_multimap import Parts
+from memable._record_json import encode_record
 from memable._records import (
     INSTANCE_RECORDS,
     CancelRequested,
@@ -29,8 +35,10 @@ from memable._records import (
     InstanceSuspended,
     RunStarted,
 )
+from memable._scan import Entry, record_of
+from memable._spans import offset_of, segment_of, span_of
 from memable._states import MetadataStatus
-from memable._store._index import HeaderIndex, IndexSnapshot
+from memable._store._index import HeaderIndex, IndexSnapshot, LogLine
 from sample_records import ONE, step
 from strategies import RECORDS, texts
 
@@ -105,6 +113,11 @@ class Model:
         return sorted(found, key=lambda header: (header.completed_at, header.number))
 
 
+def joined(parts: Parts) -> tuple[bytes, bytes]:
+    """Return the parts of a multimap as they come back from a file."""
+    return b"".join(parts[0]), b"".join(parts[1])
+
+
 class Capture:
     """
     A snapshot on its way to a file: what was live is read bit by bit, while the index goes on.
@@ -126,9 +139,6 @@ class Capture:
     def read_back(self) -> IndexSnapshot:
         self.go_on(len(self.left))
 
-        def joined(parts: Any) -> tuple[bytes, bytes]:
-            return b"".join(parts[0]), b"".join(parts[1])
-
         return attrs.evolve(
             self.snapshot,
             pages=self.snapshot.pages.copy(),
@@ -149,6 +159,8 @@ class Run:
         self.index = HeaderIndex(self.note_removal)
         self.model = Model()
         self.log: list[Line] = []
+        self.end = 100
+        "Where in its file the log ends."
         self.held: dict[int, InstanceHeader] = {}
         self.captures: list[Capture] = []
         self.removed: list[tuple[int, list[int], int]] = []
@@ -199,8 +211,28 @@ class Run:
         choices = AFTER_ENDS if header.status.is_terminal else ENDS if which % 3 else OPEN_RECORDS
         self.write(choices[which // 3 % len(choices)](place))
 
+    def run_plainly(self, count: int, rng: Random) -> None:
+        """Have so many instances start, make progress and complete, beside each other."""
+        going = [(self.index.allocate_number(), 1) for _ in range(count)]
+        while going:
+            at = rng.randrange(min(len(going), 80))
+            number, seq = going.pop(at)
+            place: Place = {"instance": number, "seq": seq, "at": float(rng.randrange(7))}
+            if seq == 1:
+                name = f"{number}" if rng.random() < 0.9 else f'"{number}\\'
+                workflow = rng.choice(("v", "w", 'w"w', "ä"))
+                self.write(InstanceStarted(**place, session=seq, workflow=workflow, instance_id=name, input=ONE))
+            elif rng.random() < 0.4:
+                self.write(ENDS[rng.choice((0, 0, 0, 0, 1, 2))](place))
+                continue
+            else:
+                self.write(OPEN_RECORDS[rng.choice((0,) * 20 + (1, 2, 4))](place))
+            going.insert(at, (number, seq + 1))
+
     def write(self, record: InstanceRecord) -> None:
-        span = len(self.log) + 1
+        line = line_of(record)[0]
+        span = span_of(1, self.end, len(line) + 1)
+        self.end += len(line) + 1
         self.index.admit([record])
         self.index.fold(record, span)
         if isinstance(record, InstanceRetired):
@@ -231,6 +263,7 @@ def check(index: HeaderIndex, model: Model) -> None:
         assert index.header(header.number) == header
         assert list(index.spans(header.number)) == model.spans[header.number]
         assert index.newest(header.number) == (header.seq, header.status.is_terminal)
+        assert index.find(header.workflow, header.instance_id) == header
     for name in NAMES:
         assert index.find(*name) == model.find(*name)
     after = everything[len(everything) // 3].number if everything else 0
@@ -251,6 +284,47 @@ def check(index: HeaderIndex, model: Model) -> None:
         assert index.ended(workflow, 3.0, 2) == [each for each in ended if (each.completed_at or 0) <= 3.0][:2]
 
 
+def line_of(record: InstanceRecord) -> LogLine:
+    """Return what recovery sees of a record's line."""
+    line = frame_batch(1, 1, 1, [encode_record(record)])[0][:-1]
+    found = re.search(rb'{"kind":"(\w+)","instance":(\d+),"seq":(\d+),"at":([^,}]+)', line)
+    assert found is not None
+    return line, *found.groups()
+
+
+def replay_lines(index: HeaderIndex, log: list[Line]) -> None:
+    """Replay records that stand one behind the other as recovery does where it need not look at each line."""
+    records = {span: record for record, span in log}
+
+    def other(entry: Entry, span: int) -> None:
+        record = records[span]
+        assert record == record_of(entry, "")
+        assert (entry[1], entry[2], entry[3], entry[4]) == (*line_of(record)[1:2], *attrs.astuple(record)[:3])
+        assert (entry[5], entry[6]) == (offset_of(span), offset_of(span) + len(line_of(record)[0]) + 1)
+        index.replay(record, span)
+
+    lines = [line_of(record) for record, _ in log]
+    start = offset_of(log[0][1])
+    end = index.replay_lines(lines, segment_of(log[0][1]), start, other)
+    assert end == start + sum(len(line[0]) + 1 for line in lines)
+
+
+def replay_log(index: HeaderIndex, log: list[Line], rng: Random) -> Iterator[Line]:
+    """Replay a log in some of the ways there are; yield the line that is the last one so far, now and then."""
+    while log:
+        count = rng.choice((1, 2, 5, 30, 200))
+        # Some lines may be missing.
+        ends = accumulate((len(line_of(record)[0]) + 1 for record, _ in log), initial=offset_of(log[0][1]))
+        fitting = sum(1 for _ in takewhile(lambda pair: offset_of(pair[0][1]) == pair[1], zip(log, ends, strict=False)))
+        some, log = log[: min(count, fitting)], log[min(count, fitting) :]
+        if rng.random() < 0.8:
+            replay_lines(index, some)
+        else:
+            for record, span in some:
+                replay(index, record, span)
+        yield some[-1]
+
+
 def replay(index: HeaderIndex, record: InstanceRecord, span: int) -> None:
     """Replay a record as recovery does: by the short way, if it is one of those, and only then by the long one."""
     is_progress = record.kind in PROGRESS_KINDS and getattr(record, "status", None) is None
@@ -258,13 +332,17 @@ def replay(index: HeaderIndex, record: InstanceRecord, span: int) -> None:
         index.replay(record, span)
 
 
+_randoms = st.integers(0, 2**32).map(Random)
+"Not those of Hypothesis: it would choose each of thousands of numbers."
 _operations = st.lists(st.tuples(st.integers(0, 25), st.integers(0, 2**16)), max_size=60)
 
 
-def run_of(operations: list[tuple[int, int]]) -> Run:
+def run_of(operations: list[tuple[int, int]], rng: Random | None = None) -> Run:
     run = Run()
     for what, which in operations:
         run.do(what, which)
+        if rng is not None and rng.random() < 0.05:
+            run.run_plainly(rng.choice((1, 5, 70)), rng)
     return run
 
 
@@ -293,17 +371,94 @@ def test_index_is_the_same_after_a_replay(operations: list[tuple[int, int]]):
     check(again, run.model)
 
 
-@given(_operations, st.integers(0, 2**16), st.integers(0, 10))
-def test_index_comes_back_from_a_snapshot(operations: list[tuple[int, int]], which: int, overlap: int):
+@given(_operations, _randoms)
+def test_index_answers_while_it_takes_lines(operations: list[tuple[int, int]], rng: Random):
+    """
+    Whatever way in the lines of a log take, and whatever is asked between them, the answer is that of a dictionary.
+    """
+    run = run_of(operations, rng)
+    index, model = HeaderIndex(run.note_removal), Model()
+    left = iter(run.log)
+    for last in replay_log(index, run.log, rng):
+        for record, span in left:
+            model.fold(record, span)
+            if isinstance(record, InstanceRetired):
+                assert run.removed.pop(0)[::2] == (record.instance, span)
+            if (record, span) == last:
+                break
+        ask(index, model, rng)
+    check(index, model)
+    assert (index.orphans(), run.removed) == ({}, [])
+
+
+def ask(index: HeaderIndex, model: Model, rng: Random) -> None:
+    """Ask for a few things."""
+    numbers = rng.sample(range(index.last_number + 2), min(index.last_number, 3))
+    for number in numbers:
+        header = model.headers.get(number)
+        assert index.has(number) == (header is not None)
+        what = rng.randrange(8)
+        if header is None:
+            assert index.newest(number) is None
+        elif what == 0:
+            assert index.newest(number) == (header.seq, header.status.is_terminal)
+        elif what == 1:
+            assert index.header(number) == header
+        elif what == 2:
+            assert index.find(header.workflow, header.instance_id) == header
+        elif what == 3:
+            assert index.number_of(header.workflow, header.instance_id) == number
+        elif what == 4:
+            assert list(index.spans(number)) == model.spans[number]
+    assert index.last_number == max(index.last_number, *model.headers, 0, 0)
+    if rng.random() < 0.01:
+        check(index, model)
+    if rng.random() < 0.02:
+        assert index.orphans() == {}
+
+
+@given(_operations, _randoms)
+def test_index_takes_lines_as_it_takes_records(operations: list[tuple[int, int]], rng: Random):
+    """
+    Lines give what their records give one by one, orphans included, whatever is missing among them.
+    """
+    run = run_of(operations, rng)
+    log = [line for line in run.log if rng.random() < 0.95]
+    expected, index = (HeaderIndex(run.note_removal) for _ in range(2))
+    for record, span in log:
+        expected.replay(record, span)
+    removed = run.removed.copy()
+    run.removed.clear()
+    for _ in replay_log(index, log, rng):
+        pass
+    assert index.select() == expected.select()
+    assert index.live() == expected.live()
+    assert index.orphans() == expected.orphans()
+    assert index.last_number == expected.last_number
+    assert run.removed == removed
+    for header in expected.select():
+        assert index.spans(header.number) == expected.spans(header.number)
+        assert index.find(header.workflow, header.instance_id) == header
+    for workflow in ("v", "w", 'w"w', "ä"):
+        assert index.ended(workflow, 9.0, 10**9) == expected.ended(workflow, 9.0, 10**9)
+    snapshots = [each.snapshot() for each in (index, expected)]
+    assert snapshots[0].has_forgotten == snapshots[1].has_forgotten
+    assert [*map(joined, (snapshots[0].names, snapshots[0].children))] == [
+        *map(joined, (snapshots[1].names, snapshots[1].children))
+    ]
+
+
+@given(_operations, _randoms, st.integers(0, 2**16), st.integers(0, 200))
+def test_index_comes_back_from_a_snapshot(operations: list[tuple[int, int]], rng: Random, which: int, overlap: int):
     """
     A snapshot whose live part was read at any time later, and the log from there or from before, give what there is.
     """
-    run = run_of(operations)
+    run = run_of(operations, rng)
     run.captures.append(Capture(run.index.snapshot(), len(run.log)))
     capture = run.captures[which % len(run.captures)]
     restored = HeaderIndex.restored(capture.read_back())
-    for record, span in run.log[max(0, capture.at - overlap) :]:
-        replay(restored, record, span)
+    for _ in replay_log(restored, run.log[max(0, capture.at - overlap) :], rng):
+        pass
     assert restored.orphans() == {}
     assert restored.last_number == run.index.last_number
     check(restored, run.model)
@@ -350,12 +505,13 @@ def test_index_tells_of_records_without_a_start(operations: list[tuple[int, int]
     assert again.orphans() == {victim: run.model.spans[victim][1]}
 
 
-@given(_operations, st.sets(st.integers(1, 80)))
-def test_index_forgets_spans(operations: list[tuple[int, int]], dead: set[int]):
+@given(_operations, st.sets(st.integers(0, 80)))
+def test_index_forgets_spans(operations: list[tuple[int, int]], places: set[int]):
     """
     Spans that are no longer in the log are dropped, be their instance live or packed.
     """
     run = run_of(operations)
+    dead = {span for place, (_, span) in enumerate(run.log) if place in places}
     for number in range(run.index.last_number + 2):
         run.index.drop_spans(number, dead)
     for number, spans in run.model.spans.items():

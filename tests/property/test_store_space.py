@@ -14,6 +14,7 @@ import trio.testing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from checksums import check_checksums
 from memable import FileStore, InMemoryStore, StorageError
 from memable._clock import current_clock
 from memable._records import InstanceRecord
@@ -220,6 +221,7 @@ def play(story: Sequence[Session]) -> None:
             ledger.acknowledged = 0
             disk = SimulatedDisk()
             continue
+        check_checksums(disk)
         found = open_on(disk.copy(), journals, session.durability)
         count = ledger.check(found, least=before if is_lost else None)
         for other in (disk.copy(), without_checkpoint(disk)):

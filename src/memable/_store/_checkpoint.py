@@ -60,6 +60,8 @@ class Checkpoint:
     "The segment that the log has to be read from."
     offset: int
     "Where in it."
+    checksum: int | None
+    "The CRC-32 of that segment's bytes before, if it is known. They were not read again."
     state: LogState
     "What the log had come to there."
     index: HeaderIndex
@@ -79,6 +81,8 @@ class CheckpointDraft:
     store_id: str
     segment: int
     offset: int
+    checksum: int | None
+    "The CRC-32 of the segment's bytes before, if it is known."
     state: LogState
     index: IndexSnapshot
     files: tuple[FileSpace, ...]
@@ -315,6 +319,7 @@ def _footer(draft: CheckpointDraft, parts: list[JSON], proof: int) -> bytes:
         "store": draft.store_id,
         "segment": draft.segment,
         "offset": draft.offset,
+        "checksum": draft.checksum,
         "proof": proof,
         "fields": list[JSON](_FIELDS),
         "byteorder": sys.byteorder,
@@ -398,6 +403,8 @@ def _read(file: DiskFile) -> _Found | None:
         store_id=tree["store"],
         segment=tree["segment"],
         offset=tree["offset"],
+        # An earlier release did not write it.
+        checksum=tree.get("checksum"),
         state=LogState(**state),
         index=_index(tree, parts),
         space=_space(tree, parts),

@@ -87,6 +87,8 @@ class Committer:
     "Whether others write much, so that an append may take long."
     position: tuple[int, int] = attrs.field(init=False)
     "How far what was taken in goes: the last segment, and how long it is."
+    checksum: int | None = attrs.field(init=False)
+    "That of the last segment up to there, if it is known."
     appended_bytes: int = attrs.field(default=0, init=False)
     "About how much was appended so far."
     _next_batch: int = attrs.field(init=False)
@@ -97,7 +99,7 @@ class Committer:
         self._patience = Patience() if self._syncs else Patience(0)
         self._next_batch = self._sessions.next_batch
         self._newest_at = self._sessions.newest_at
-        self.position = self._tail.segment, self._tail.end
+        self.position, self.checksum = (self._tail.segment, self._tail.end), self._tail.checksum
 
     @property
     def state(self) -> LogState:
@@ -275,7 +277,7 @@ class Committer:
             self._space.add_file(segment(appended.segment), 0)
         self._space.note_size(appended.offset)
         self.appended_bytes += sum(map(length_of, appended.spans))
-        self.position = appended.segment, appended.offset
+        self.position, self.checksum = (appended.segment, appended.offset), appended.checksum
         self._next_batch = appended.next_batch
 
     def _begin_batch(self, round_s: float = math.inf) -> None:

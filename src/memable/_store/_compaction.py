@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
+from zlib import crc32
 
 import attrs
 
 from .._compacted import CompactedScan, PlaceMap, map_of
 from .._disk import DiskFile, write_fully
-from .._frames import Compacted, LogState, SegmentHeader, Stretch, encode_header, encode_stretches
+from .._errors import StoreCorruptedError
+from .._frames import WAY_OUT, Compacted, LogState, Sealed, SegmentHeader, Stretch, encode_header, encode_stretches
 from .._records import InstanceRetired, StoreClosed, StoreOpened
 from .._scan import Entry, LogScan
 from .._segments import SegmentName
@@ -78,8 +80,11 @@ class Compaction:
     _sources: list[tuple[SegmentName, int, int]] = attrs.field(factory=list[tuple[SegmentName, int, int]], init=False)
     "What is to be copied: of which file, from where, and how many bytes."
     _lines: int = attrs.field(default=0, init=False)
+    _checksum: int = attrs.field(default=0, init=False)
+    "That of these lines."
     _durability: str | None = attrs.field(default=None, init=False)
     _state: LogState = attrs.field(factory=LogState, init=False)
+    _before: Sealed | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         same = [
@@ -181,11 +186,11 @@ class Compaction:
 
     def _note_header(self, name: SegmentName, header: SegmentHeader) -> None:
         if name == self.run[0]:
-            self._state, self._durability = header.state, header.durability
+            self._state, self._durability, self._before = header.state, header.durability, header.before
 
     def _take(self, name: SegmentName, entry: Entry, span: int) -> None:
         """Plan to copy a line, if it is needed."""
-        _, kind, number, _, _, start, end = entry
+        line, kind, number, _, _, start, end = entry
         if kind in _OF_STORE:
             return
         if kind == _RETIRED:
@@ -197,6 +202,7 @@ class Compaction:
             self.dropped.setdefault(number, set()).add(span)
             return
         self._lines += 1
+        self._checksum = crc32(b"\n", crc32(line, self._checksum))
         segment, offset, length = segment_of(span), offset_of(span), end - start
         if self._stretches:
             last = self._stretches[-1]
@@ -226,7 +232,9 @@ class Compaction:
                 generation=self.name.generation,
                 lines=self._lines,
                 size=sum(stretch.length for stretch in self._stretches),
+                checksum=self._checksum,
             ),
+            before=self._before,
         )
         parts = [encode_header(header)]
         held = len(parts[0])
@@ -278,6 +286,10 @@ class Compaction:
                 pass
             yield
         scan.finish()
+        if scan.checksum != self._checksum:
+            raise StoreCorruptedError(
+                location=str(path), offset=start, problem=f"the copy is not what was read to be copied; {WAY_OUT}"
+            )
 
 
 @contextlib.contextmanager

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import islice
+from operator import itemgetter
 from weakref import WeakSet, WeakValueDictionary
 
 import attrs
@@ -24,12 +25,13 @@ import attrs
 from .._ended_table import PAGE_BITS
 from .._header import PROGRESS_KINDS, InstanceHeader, header_of
 from .._packed_multimap import Parts
-from .._records import InstanceRecord, InstanceResumed, InstanceRetired, InstanceStarted
+from .._records import InstanceCompleted, InstanceRecord, InstanceResumed, InstanceRetired, InstanceStarted
 from .._scan import Entry
-from .._spans import SIZE_CLASSES, size_class, span_of
+from .._spans import SIZE_CLASSES, offset_of, size_class, span_of, spans_of
 from .._states import MetadataStatus
 from ._admission import Admission
 from ._ended_index import EndedIndex
+from ._plain_instances import NEWEST_AT, NEXT_SEQS, PlainInstances
 
 _Name = tuple[str, str]
 "Workflow and instance id."
@@ -37,10 +39,16 @@ LiveInstance = tuple[InstanceHeader, "array[int]"]
 "A live instance's header, and the spans of its records in their order. Both change with each record."
 OnRemoved = Callable[[int, "array[int]", int], None]
 "Told the number of an instance that was retired, the spans of its records, and that of its retirement."
+LogLine = tuple[bytes, bytes, bytes, bytes, bytes]
+"""
+A line with a record of an instance, without its break, and as it says them: kind, number, sequence number and time.
+"""
 
 _RUNNING = MetadataStatus.RUNNING
 #: Kinds of records of which only number, sequence number and time matter, as long as nothing is unusual.
 _PROGRESS = frozenset(kind.encode() for kind in PROGRESS_KINDS)
+_STARTED = InstanceStarted.kind.encode()
+_COMPLETED = InstanceCompleted.kind.encode()
 _STATUS_TEXT = b'"status":'
 _SHORT = len(SIZE_CLASSES)
 _SLOT_MASK = (1 << PAGE_BITS) - 1
@@ -96,7 +104,10 @@ class HeaderIndex:
     unexamined: set[int] = attrs.field(factory=set[int], init=False)
     "Those of them that were resumed since somebody has last found out what they forgot, and left them out here."
     _live: dict[int, LiveInstance] = attrs.field(factory=dict[int, LiveInstance], init=False)
-    _live_names: dict[_Name, InstanceHeader] = attrs.field(factory=dict[_Name, InstanceHeader], init=False)
+    _live_ids: dict[str, dict[str, InstanceHeader]] = attrs.field(
+        factory=dict[str, "dict[str, InstanceHeader]"], init=False
+    )
+    "The headers of live instances by workflow and id. A workflow stays here: there are few."
     _order: list[int] = attrs.field(factory=list[int], init=False)
     "Numbers of live instances in ascending order: they may become durable in another. Also some that no longer live."
     _stale_count: int = attrs.field(default=0, init=False)
@@ -114,6 +125,8 @@ class HeaderIndex:
     "By number, the first spans of records that cannot follow what recovery knows of their instances."
     _snapshots: WeakSet[IndexSnapshot] = attrs.field(factory=WeakSet[IndexSnapshot], init=False)
     "Those that somebody may still read."
+    _plain: PlainInstances | None = attrs.field(default=None, init=False)
+    "During recovery, those that are neither live nor packed yet."
     _admission: Admission = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -132,19 +145,23 @@ class HeaderIndex:
         """
         Tell whether there is an instance of that number. May be called in any thread.
         """
-        return bool(self._present.get(number >> PAGE_BITS, 0) >> (number & _SLOT_MASK) & 1)
+        if self._present.get(number >> PAGE_BITS, 0) >> (number & _SLOT_MASK) & 1:
+            return True
+        return self._plain is not None and self._plain.has(number)
 
     def number_of(self, workflow: str, instance_id: str) -> int | None:
         """
         Return the number of an instance, or None.
         """
-        header = self._live_names.get((workflow, instance_id))
+        header = self._find_live(workflow, instance_id)
         return self._ended.number_of(workflow, instance_id) if header is None else header.number
 
     def newest(self, number: int) -> tuple[int, bool] | None:
         """
         Return the sequence number of an instance's newest record and whether the instance has ended, or None.
         """
+        if self._plain is not None:
+            self._plain.settle(number)
         live = self._live.get(number)
         if live is not None:
             return live[0].seq, live[0].completed_at is not None
@@ -155,7 +172,7 @@ class HeaderIndex:
         """
         Return the header of an instance, or None.
         """
-        header = self._live_names.get((workflow, instance_id))
+        header = self._find_live(workflow, instance_id)
         if header is not None:
             return header
         number = self._ended.number_of(workflow, instance_id)
@@ -168,6 +185,8 @@ class HeaderIndex:
         Raises:
             KeyError: There is no such instance.
         """
+        if self._plain is not None:
+            self._plain.settle(number)
         live = self._live.get(number)
         if live is not None:
             return live[0]
@@ -181,6 +200,7 @@ class HeaderIndex:
         """
         Return the headers of those that have not ended, and of the ended attached children of those, in order.
         """
+        self._end_replay()
         return [self._live[number][0] for number in self._live_numbers(0)]
 
     def select(
@@ -194,6 +214,7 @@ class HeaderIndex:
         """
         Return the headers of the first instances that match, in the order of their numbers.
         """
+        self._end_replay()
         numbers = self._live_numbers(after)
         if workflow is not None:
             numbers = (number for number in numbers if self._live[number][0].workflow == workflow)
@@ -207,12 +228,14 @@ class HeaderIndex:
         """
         Return the headers of the first packed instances of a workflow that ended at a time or before, in that order.
         """
+        self._end_replay()
         return [self.header(number) for number in self._ended.up_to(workflow, until, limit)]
 
     def first_end(self, workflow: str) -> float | None:
         """
         Return when the first of those ended, or None.
         """
+        self._end_replay()
         return self._ended.first_end(workflow)
 
     def spans(self, number: int) -> array[int]:
@@ -222,6 +245,8 @@ class HeaderIndex:
         Raises:
             KeyError: There is no such instance.
         """
+        if self._plain is not None:
+            self._plain.settle(number)
         live = self._live.get(number)
         return self._ended.table.spans(number) if live is None else live[1][:]
 
@@ -229,12 +254,20 @@ class HeaderIndex:
         """
         Take note that some of an instance's records are no longer in the log, if there is such an instance.
         """
+        if self._plain is not None:
+            self._plain.settle(number)
         live = self._live.get(number)
         if live is not None:
             live[1][:] = array("Q", (span for span in live[1] if span not in dead))
         elif number in self._ended:
             left = (span for span in self._ended.table.spans(number) if span not in dead)
             self._ended.table.replace_spans(number, array("Q", left))
+
+    def _find_live(self, workflow: str, instance_id: str) -> InstanceHeader | None:
+        if self._plain is not None:
+            self._plain.settle_name(workflow, instance_id)
+        ids = self._live_ids.get(workflow)
+        return None if ids is None else ids.get(instance_id)
 
     def _live_numbers(self, after: int) -> Iterator[int]:
         return filter(self._live.__contains__, self._order[bisect_right(self._order, after) :])
@@ -248,6 +281,8 @@ class HeaderIndex:
         Raises:
             ValueError: They do not follow what is written or queued. Nothing was noted.
         """
+        if self._plain is not None:
+            self._end_replay()
         self._admission.admit(records)
 
     def fold(self, record: InstanceRecord, span: int = 0) -> None:
@@ -261,6 +296,8 @@ class HeaderIndex:
         Raises:
             ValueError: It cannot follow the ones before it.
         """
+        if self._plain is not None:
+            self._end_replay()
         number = record.instance
         if number in self._live or number in self._ended:
             self._apply(record, span, is_replay=False)
@@ -275,7 +312,8 @@ class HeaderIndex:
 
     def _apply(self, record: InstanceRecord, span: int, *, is_replay: bool) -> None:
         """Take in a record of an instance that exists."""
-        header = self.header(record.instance)
+        live = self._live.get(record.instance)
+        header = self.header(record.instance) if live is None else live[0]
         ended_at = header.completed_at
         header.apply(record)
         if type(record) is InstanceRetired:
@@ -345,13 +383,16 @@ class HeaderIndex:
     # Live and packed -----------------------------------------------------------------------------------------
 
     def _is_open(self, name: _Name) -> bool:
-        header = self._live_names.get(name)
+        header = self._find_live(*name)
         return header is not None and header.completed_at is None
 
     def _add_live(self, header: InstanceHeader, spans: array[int]) -> None:
         number = header.number
         self._live[number] = (header, spans)
-        self._live_names[header.workflow, header.instance_id] = header
+        ids = self._live_ids.get(header.workflow)
+        if ids is None:
+            ids = self._live_ids[header.workflow] = {}
+        ids[header.instance_id] = header
         order = self._order
         if not order or number > order[-1]:
             order.append(number)
@@ -364,7 +405,7 @@ class HeaderIndex:
 
     def _drop_live(self, header: InstanceHeader) -> None:
         del self._live[header.number]
-        del self._live_names[header.workflow, header.instance_id]
+        del self._live_ids[header.workflow][header.instance_id]
         self._stale_count += 1
         if self._stale_count > _MIN_STALE and 2 * self._stale_count > len(self._order):
             self._order = list(filter(self._live.__contains__, self._order))
@@ -409,6 +450,38 @@ class HeaderIndex:
             if not kept:
                 del self._kept[parent]
 
+    # Plain instances -----------------------------------------------------------------------------------------
+
+    def is_new(self, number: int) -> bool:
+        """
+        Tell whether there is neither an instance nor an orphan of that number.
+        """
+        return number > self.last_number or not (self.has(number) or number in self._orphans)
+
+    def live_ids(self, workflow: str) -> Mapping[str, InstanceHeader]:
+        """
+        Return the headers of a workflow's live instances by their ids: an object that changes with them.
+        """
+        return self._live_ids.setdefault(workflow, {})
+
+    def begin(self, header: InstanceHeader, spans: array[int]) -> None:
+        """
+        Take in an instance that has not ended, and the spans of its records.
+        """
+        self._start(header, spans)
+
+    def note_present(self, place: int, mask: int) -> None:
+        """
+        Take note that instances exist: those of a mask of 64 numbers, which are *place* times 64 and following.
+        """
+        self._present[place] = self._present.get(place, 0) | mask
+
+    def _end_replay(self) -> None:
+        """Have all instances live or packed: somebody asks for more than one, or recovery is over."""
+        if self._plain is not None:
+            plain, self._plain = self._plain, None
+            plain.settle_all()
+
     # Recovery ------------------------------------------------------------------------------------------------
 
     def replay(self, record: InstanceRecord, span: int) -> None:
@@ -449,6 +522,8 @@ class HeaderIndex:
         """
         Do what ``replay`` does for a record that follows what is known of a live instance; return whether it does.
         """
+        if self._plain is not None:
+            self._plain.settle(record.instance)
         live = self._live.get(record.instance)
         if live is None or live[0].completed_at is not None or record.seq <= live[0].seq:
             return False
@@ -468,6 +543,8 @@ class HeaderIndex:
         Returns:
             Whether it was done. If not, more than that may change: ``replay`` needs the record itself.
         """
+        if self._plain is not None:
+            self._plain.settle(number)
         live = self._live.get(number)
         if live is None:
             return False
@@ -507,12 +584,78 @@ class HeaderIndex:
                     continue
             other(entry, span)
 
+    def replay_lines(
+        self, lines: Sequence[LogLine], segment: int, start: int, other: Callable[[Entry, int], None]
+    ) -> int:
+        """
+        Do what ``replay`` does for lines that say only what is usual of their instances.
+
+        Recovery may see millions of them, so they are looked at no closer than that takes.
+
+        Args:
+            lines: Lines that stand one behind the other.
+            segment: The segment that they were first written to.
+            start: Where in it the first of them begins.
+            other: Called for each line in which there may be more, with its span.
+
+        Returns:
+            Where the last of them ends.
+        """
+        plain = self._plain = self._plain or PlainInstances(self, self._ended)
+        running = plain.running
+        texts = list(map(itemgetter(0), lines))
+        # To look into all of them at once takes a fifth of the time.
+        has_status = _STATUS_TEXT in b"\n".join(texts)
+        spans, end = spans_of(segment, start, list(map(len, texts)))
+        for (line, kind, digits, seq, at), span in zip(lines, spans, strict=True):
+            if not (has_status and _STATUS_TEXT in line):
+                if kind in _PROGRESS:
+                    if (known := running.get(digits)) is not None and seq == NEXT_SEQS[len(known)]:
+                        known.append(span)
+                        known[NEWEST_AT] = at
+                        continue
+                elif kind == _COMPLETED:
+                    if (known := running.get(digits)) is not None and seq == NEXT_SEQS[len(known)]:
+                        plain.complete(digits, at, span)
+                        continue
+                elif kind == _STARTED and seq == b"1" and plain.start(line, digits, at, span):
+                    continue
+                if self._replay_live(kind, int(digits), int(seq), float(at), span):
+                    continue
+            offset = offset_of(span)
+            other((line, kind, int(digits), int(seq), float(at), offset, offset + len(line) + 1), span)
+            # Somebody may have asked for all instances.
+            self._plain = plain
+        return end
+
+    def _replay_live(self, kind: bytes, number: int, seq: int, at: float, span: int) -> bool:
+        """Take in a line without a status message, if it is the next one of a live instance that says the usual."""
+        live = self._live.get(number)
+        if live is None:
+            return False
+        header, spans = live
+        if seq <= header.seq:
+            return False
+        if kind in _PROGRESS and header.status is _RUNNING and not header.needs_resume:
+            header.recoveries = 0
+            header.seq = seq
+            header.updated_at = at
+            spans.append(span)
+            return True
+        if kind == _COMPLETED and header.completed_at is None:
+            header.complete(seq, at)
+            spans.append(span)
+            self._end(header, is_replay=True)
+            return True
+        return False
+
     def orphans(self) -> dict[int, int]:
         """
         Return, by number, the first spans of records that cannot follow those of their instances before them.
 
         Mostly there are none before them. In a log that is whole, nothing is left of these at its end.
         """
+        self._end_replay()
         return self._orphans.copy()
 
     def _add_orphan(self, number: int, span: int) -> None:
@@ -534,6 +677,7 @@ class HeaderIndex:
         """
         Return all that is known, to be kept elsewhere. Takes milliseconds for a million instances.
         """
+        self._end_replay()
         pages, workflows, names, children, ends = self._ended.to_parts()
         snapshot = IndexSnapshot(
             last_number=self.last_number,
@@ -573,8 +717,8 @@ class HeaderIndex:
         live = {number: live for number, live in sorted(snapshot.live.items()) if not self.has(number)}
         self._live = live
         self._order = list(live)
-        self._live_names = {(header.workflow, header.instance_id): header for header, _ in live.values()}
-        for number in live:
+        for number, (header, _) in live.items():
+            self._live_ids.setdefault(header.workflow, {})[header.instance_id] = header
             place = number >> PAGE_BITS
             present[place] = present.get(place, 0) | 1 << (number & _SLOT_MASK)
         self.has_forgotten |= {number for number, (header, _) in live.items() if header.has_forgotten}

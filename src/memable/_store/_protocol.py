@@ -4,9 +4,9 @@ What an engine asks of a store, free of files, so that a database can stand behi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from .._clock import Clock
 from .._header import InstanceHeader
@@ -59,9 +59,9 @@ class OpenStore(Protocol):
         """
         ...
 
-    async def append(self, records: Sequence[InstanceRecord]) -> None:
+    def append(self, records: Sequence[InstanceRecord]) -> Coroutine[Any, Any, None]:
         """
-        Make *records* durable, all or none of them.
+        Make *records* durable, all or none of them. To be awaited at once.
 
         The records are queued before the first suspension, in the order of the calls; batches of several callers
         share one write and one sync. When it returns, headers and ``load`` show them. An ``InstanceRetired`` removes

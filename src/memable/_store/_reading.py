@@ -10,18 +10,21 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
+from zlib import crc32
 
 import attrs
 
-from .._compacted import CompactedScan
+from .._compacted import CompactedScan, OldPlaces
 from .._disk import Disk, DiskFile
 from .._encoded import Encoded
-from .._errors import StorageError, StoreCorruptedError
-from .._frames import WAY_OUT, LogState, SegmentHeader, seed_of
+from .._errors import StorageError, StoreCorruptedError, StoreVersionError
+from .._frames import WAY_OUT, LogState, Sealed, SegmentHeader, seed_of
 from .._header import InstanceHeader
 from .._json import loads
+from .._proven import ProvenLines, RunningChecksum, UsualLines
 from .._records import (
     InstanceCompleted,
     InstanceRecord,
@@ -60,6 +63,8 @@ class LogReading:
     "The last segment's."
     scan: LogScan
     "Where the last segment ends, and in which session."
+    checksum: int | None
+    "The CRC-32 of the last segment's bytes up to there, if it is known."
     read_bytes: int
     "How much was read, rather than taken from a checkpoint."
 
@@ -128,6 +133,8 @@ class _LogReader:
         "What the log has come to, if it is known for sure."
         self._store_id = "" if checkpoint is None else checkpoint.store_id
         self._seed = 0
+        self._checksum: int | None = None
+        "That of the last segment's bytes as far as they are believed, if it is known."
         self._read_bytes = 0
         self._workflows: dict[str, str] = {}
         "Names of workflows: as many instances have few between them."
@@ -135,12 +142,12 @@ class _LogReader:
     def read(self) -> LogReading:
         scan: LogScan | None = None
         header: SegmentHeader | None = None
-        for name in self._names:
+        for name, following in zip_longest(self._names, self._names[1:]):
             path = self._directory / str(name)
             file = self._disk.open_to_read(path)
             try:
                 header, start = self._begin(name, file, str(path))
-                scan = self._read_file(name, file, str(path), header, start)
+                scan = self._read_file((name, following), file, str(path), header, start)
                 self._space.note_size(file.size() if scan is None or scan.is_sealed else scan.good_end)
             finally:
                 file.close()
@@ -158,7 +165,7 @@ class _LogReader:
         if self._checkpoint is not None:
             self._check_end(self._checkpoint, scan, header.segment, str(files.tail_path))
             self._catch_up(self._checkpoint, files)
-        return LogReading(files, self._index, self._space, header, scan, self._read_bytes)
+        return LogReading(files, self._index, self._space, header, scan, self._checksum, self._read_bytes)
 
     def _begin(self, name: SegmentName, file: DiskFile, location: str) -> tuple[SegmentHeader, int]:
         """Read a file's header, and check that it is the one that belongs here."""
@@ -186,9 +193,24 @@ class _LogReader:
         raise StoreCorruptedError(location=location, offset=0, problem=f"{problem}; {WAY_OUT}")
 
     def _read_file(
-        self, name: SegmentName, file: DiskFile, location: str, header: SegmentHeader, start: int
+        self,
+        names: tuple[SegmentName, SegmentName | None],
+        file: DiskFile,
+        location: str,
+        header: SegmentHeader,
+        start: int,
     ) -> LogScan | None:
-        """Read a file, unless the checkpoint knows it; return the reader of an ordinary one."""
+        """
+        Read a file, unless the checkpoint knows it; return the reader of an ordinary one if that was needed.
+
+        Args:
+            names: The file's name, and that of the next one.
+            file: The file.
+            location: What to call it in an error.
+            header: What it says of itself.
+            start: Where its records begin.
+        """
+        name, next_name = names
         checkpoint = self._checkpoint
         if checkpoint is not None and name.last < checkpoint.segment:
             self._state = None
@@ -198,31 +220,87 @@ class _LogReader:
         if header.compacted is not None:
             self._read_compacted(file, location)
             return None
-        state = header.state
+        state, checksum = header.state, None
         if checkpoint is not None and name.first == checkpoint.segment:
-            start, state = checkpoint.offset, checkpoint.state
+            start, state, checksum = checkpoint.offset, checkpoint.state, checkpoint.checksum
         else:
             self._check_border(location, state)
-        is_sealed = name is not self._names[-1]
-        scan = LogScan.at(location, self._seed, start, state, is_sealed=is_sealed)
+            checksum = crc32(file.read_at(0, start))
+        if next_name is not None and checksum is not None:
+            following = self._intact_header(next_name)
+            if following is not None and _is_as_sealed(file, start, checksum, following.before):
+                self._read_proven(name, file, location, start)
+                self._state = following.state
+                return None
+        scan = LogScan.at(location, self._seed, start, state, is_sealed=next_name is not None)
+        running = None if checksum is None else RunningChecksum(checksum, start)
         replay_batch, take = self._index.replay_batch, partial(self._take, location)
         for chunk in self._chunks(file, start, None):
             for batch in scan.feed(chunk):
                 replay_batch(batch, name.first, take)
+            if running is not None:
+                running.add(chunk, scan.good_end)
         scan.finish()
         self._state = scan.state(0)
+        self._checksum = None if running is None else running.value
         return scan
+
+    def _intact_header(self, name: SegmentName) -> SegmentHeader | None:
+        """Return a file's header, unless it is damaged or another's."""
+        path = self._directory / str(name)
+        file = self._disk.open_to_read(path)
+        try:
+            header = read_header(file, str(path))[0]
+        except (StoreCorruptedError, StoreVersionError):
+            # That is told when it is its turn.
+            return None
+        finally:
+            file.close()
+        return header if (header.store_id, header.segment) == (self._store_id, name.first) else None
+
+    def _read_proven(self, name: SegmentName, file: DiskFile, location: str, start: int) -> None:
+        """Read a sealed segment of which it is known that all its bytes are as they were."""
+        proven, take = ProvenLines(location, self._seed, start), partial(self._take, location)
+        for chunk in self._chunks(file, start, None):
+            for found in proven.feed(chunk):
+                if isinstance(found, UsualLines):
+                    self._index.replay_lines(found.lines, name.first, found.start, take)
+                else:
+                    take(found, span_of(name.first, found[5], found[6] - found[5]))
+        proven.finish()
 
     def _read_compacted(self, file: DiskFile, location: str) -> None:
         header, places, start = read_places(file, location)
-        assert header.compacted is not None
+        compacted = header.compacted
+        assert compacted is not None
         self._check_border(location, header.state)
-        scan = CompactedScan(location, self._seed, header.compacted, places.stretches(), start)
-        for chunk in self._chunks(file, start, start + header.compacted.size):
+        self._state = None
+        stretches, end = places.stretches(), start + compacted.size
+        if compacted.checksum is not None and _checksum(file, start, end, 0) == compacted.checksum:
+            self._read_proven_compacted(file, location, OldPlaces(location, stretches), start, end)
+            return
+        scan = CompactedScan(location, self._seed, compacted, stretches, start)
+        for chunk in self._chunks(file, start, end):
             for entry, span in scan.feed(chunk):
                 self._take(location, entry, span)
         scan.finish()
-        self._state = None
+
+    def _read_proven_compacted(self, file: DiskFile, location: str, places: OldPlaces, start: int, end: int) -> None:
+        proven = ProvenLines(location, self._seed, start)
+        for chunk in self._chunks(file, start, end):
+            for found in proven.feed(chunk):
+                if not isinstance(found, UsualLines):
+                    self._take(location, found, places.next_span(found[6] - found[5], found[5]))
+                    continue
+                for number, offset, run in places.split(found):
+                    take = partial(self._take_moved, location, run.start - offset)
+                    self._index.replay_lines(run.lines, number, offset, take)
+        proven.finish()
+
+    def _take_moved(self, location: str, moved: int, entry: Entry, span: int) -> None:
+        """Take in a record whose line begins so many bytes behind the place where it stood first."""
+        line, kind, number, seq, at, start, end = entry
+        self._take(location, (line, kind, number, seq, at, start + moved, end + moved), span)
 
     def _check_border(self, location: str, state: LogState) -> None:
         """Check that a segment begins where the one before ended."""
@@ -335,6 +413,31 @@ class _LogReader:
             if gone:
                 self._index.drop_spans(number, gone)
                 self._space.superseded.discard_all(gone)
+
+
+def _is_as_sealed(file: DiskFile, start: int, checksum: int, before: Sealed | None) -> bool:
+    """
+    Tell whether a sealed segment is what it was then.
+
+    Args:
+        file: The segment.
+        start: Where to begin.
+        checksum: That of its bytes before.
+        before: What its successor says of it.
+    """
+    return (
+        before is not None
+        and file.size() == before.size
+        and _checksum(file, start, before.size, checksum) == before.checksum
+    )
+
+
+def _checksum(file: DiskFile, start: int, end: int, checksum: int) -> int:
+    """Return the checksum of a file's bytes up to *end*, given that of those before *start*."""
+    while start < end and (chunk := file.read_at(start, min(CHUNK_BYTES, end - start))):
+        start += len(chunk)
+        checksum = crc32(chunk, checksum)
+    return checksum
 
 
 def _is_gone(span: int, compacted: Sequence[SegmentName], files: LogFiles) -> bool:

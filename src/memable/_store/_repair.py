@@ -14,6 +14,7 @@ import socket
 from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from zlib import crc32
 
 import attrs
 
@@ -332,12 +333,13 @@ class _Copy:
             file.close()
 
     def _compacted(self, name: SegmentName) -> Generator[bytes, None, int]:
-        count = size = 0
+        count = size = checksum = 0
         stretches: list[Stretch] = []
         for found in self.salvaging.lines():
             length = len(found.entry[0]) + 1
             count += 1
             size += length
+            checksum = crc32(b"\n", crc32(found.entry[0], checksum))
             _extend(stretches, found.place, length)
         survey = self.survey
         yield encode_header(
@@ -346,7 +348,9 @@ class _Copy:
                 segment=name.first,
                 created_at=self.now,
                 durability=survey.durability,
-                compacted=Compacted(through=name.last, generation=name.generation, lines=count, size=size),
+                compacted=Compacted(
+                    through=name.last, generation=name.generation, lines=count, size=size, checksum=checksum
+                ),
             )
         )
         for found in self.salvaging.lines():

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
+from zlib import crc32
 
 import attrs
 
 from .._compacted import CompactedScan
 from .._errors import StoreCorruptedError, StoreVersionError
 from .._faults import Fault, FaultKind
-from .._frames import LogState, SegmentHeader, parse_line, seed_of
+from .._frames import LogState, Sealed, SegmentHeader, parse_line, seed_of
 from .._lost_records import LostRecord, lost_record
 from .._records import StoreClosed, StoreOpened
 from .._salvage import Damaged, Intact, Key, Run, choose_runs, corrected, find_lines, readable
@@ -236,9 +237,11 @@ class Survey:
         location, size, start = str(self._held.path(name)), self._held.sizes[name], self._starts[name]
         is_sealed = name != self._held.names[-1]
         scan = LogScan.at(location, self.seed, start, header.state, is_sealed=is_sealed)
+        checksum = crc32(self._held.file(name).read_at(0, start))
         is_whole = False
         try:
             for chunk in self._held.chunks(name, start, size):
+                checksum = crc32(chunk, checksum)
                 for batch in scan.feed(chunk):
                     yield from self._believe_batch(name, batch)
             scan.finish()
@@ -255,13 +258,31 @@ class Survey:
         self._last = (scan.session, max(self._last[1], (scan.next_batch - 1, 1 << 60)))
         if is_whole:
             self._state = scan.state(0)
-            if not is_sealed:
+            if is_sealed:
+                self._check_seal(name, self._state, Sealed(size, checksum))
+            else:
                 self.tail_end = scan.good_end
                 if scan.torn_batch_count:
                     self.torn = (scan.good_end, size - scan.good_end, scan.torn_batch_count)
             return
         self._state = None
         yield from self._salvage(name, scan.good_end, size)
+
+    def _check_seal(self, name: SegmentName, state: LogState, found: Sealed) -> None:
+        """Check that a segment whose lines are all intact is, as a whole, what the next file says that it was."""
+        following = self.headers[self._held.names[self._held.names.index(name) + 1]]
+        if following is None or following.segment != name.last + 1 or following.before in {None, found}:
+            return
+        if (state.session, state.next_batch) == (following.state.session, following.state.next_batch):
+            # Otherwise batches are missing at its end, which is told.
+            self._refute(name, found.size)
+
+    def _refute(self, name: SegmentName, size: int) -> None:
+        problem = (
+            "all records in it are intact, and yet it is not, as a whole, what it was when it was complete: its length "
+            "or its checksum differs from what was noted then"
+        )
+        self._add(Fault(FaultKind.CHECKSUM, str(name), 0, problem, size))
 
     def _believe_batch(self, name: SegmentName, batch: Sequence[Entry]) -> Iterator[Believed]:
         first = name.first
@@ -311,6 +332,8 @@ class Survey:
             good_end = last[6]
             self._last = (parsed.session, (parsed.batch, parsed.position))
         if is_whole:
+            if compacted.checksum not in {None, scan.checksum}:
+                self._refute(name, self._held.sizes[name])
             return
         if good_end >= end:
             # All that is there is intact, but it was more.

@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Sequence
+from zlib import crc32
 
 import attrs
 
 from .._disk import DiskFile, write_fully
-from .._frames import LogState, SegmentHeader, encode_header, frame_batch
+from .._frames import LogState, Sealed, SegmentHeader, encode_header, frame_batch
 from .._segments import segment
 from .._spans import MAX_SEGMENT, span_of
 from ._directory import put_in_place
@@ -41,6 +42,8 @@ class Appended:
     "Number of the batch that is due."
     sealed_size: int | None
     "How long the segment before it has become, if that was sealed for this batch."
+    checksum: int | None
+    "That of the last segment's bytes up to there, if it is known."
 
 
 @attrs.define(eq=False)
@@ -67,6 +70,8 @@ class LogTail:
     "A segment that has reached this length is full."
     clock: Callable[[], float]
     "Tells the time at which a segment is made."
+    checksum: int | None = None
+    "The CRC-32 of the last segment's bytes up to its end; None if it is not known."
     is_ended: bool = False
     "Whether the next batch begins a segment, however short this one is."
     _sealed_size: int | None = attrs.field(default=None, init=False)
@@ -108,8 +113,9 @@ class LogTail:
         if self.is_full:
             self._begin_segment(tell_state())
         lines = frame_batch(self.files.seed, self.session, self.next_batch, texts)
+        text = b"".join(lines)
         try:
-            write_fully(self.file, self.end, b"".join(lines))
+            write_fully(self.file, self.end, text)
         except BaseException as exc:
             self._cut_back(disk_is_sound=is_no_room(exc))
             raise
@@ -119,9 +125,11 @@ class LogTail:
         for line in lines:
             spans.append(span_of(self.segment, self.end, len(line)))
             self.end += len(line)
+        if self.checksum is not None:
+            self.checksum = crc32(text, self.checksum)
         self.next_batch += 1
         sealed_size, self._sealed_size = self._sealed_size, None
-        return Appended(tuple(spans), self.segment, self.end, self.next_batch, sealed_size)
+        return Appended(tuple(spans), self.segment, self.end, self.next_batch, sealed_size, self.checksum)
 
     def sync(self) -> None:
         """
@@ -153,6 +161,7 @@ class LogTail:
             created_at=self.clock(),
             durability=self.durability,
             state=attrs.evolve(state, next_batch=self.next_batch),
+            before=None if self.checksum is None else Sealed(self.end, self.checksum),
         )
         name = segment(header.segment)
         text = encode_header(header)
@@ -167,6 +176,7 @@ class LogTail:
         self.file.close()
         self._sealed_size = self.end
         self.file, self.header, self.end, self.is_ended = file, header, len(text), False
+        self.checksum = crc32(text)
         self.files.add(name)
         self.lock.note_tail(header.segment)
 

@@ -243,6 +243,7 @@ class Upkeep:
             store_id=self.store_id,
             segment=segment,
             offset=offset,
+            checksum=self.committer.checksum,
             state=attrs.evolve(
                 state,
                 crashed=tuple(session for session in state.crashed if session in sessions),

@@ -181,6 +181,7 @@ class OpenFileStore:
             durability=durability,
             next_batch=scan.next_batch,
             end=scan.good_end,
+            checksum=reading.checksum,
             segment_bytes=segment_bytes,
             clock=clock.now,
             is_ended=log.is_closed_elsewhere,
