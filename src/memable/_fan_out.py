@@ -376,8 +376,7 @@ class _FanOutWork:
         if self._is_decided(child):
             return
         try:
-            encoded = run.services.codec.encode(value, self._annotation)
-            value = run.services.codec.decode(encoded, self._annotation)
+            encoded, value = run.services.codec.encode_and_read_back(value, self._annotation)
         except SerializationError as error:
             error.workflow, error.instance_id, error.key = run.workflow_name, run.instance_id, child.path
             raise

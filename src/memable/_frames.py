@@ -294,8 +294,9 @@ def frame_batch(seed: int, session: int, batch: int, texts: Sequence[bytes]) -> 
     lines: list[bytes] = []
     last = len(texts) - 1
     for index, text in enumerate(texts):
-        rest = b"%d.%d.%d%b %b" % (session, batch, index, b"+" if index < last else b";", text)
-        lines.append(b"%08x %b\n" % (crc32(rest, seed), rest))
+        place = b"%d.%d.%d%b " % (session, batch, index, b"+" if index < last else b";")
+        # Joined: a large text is to be copied only once.
+        lines.append(b"".join((b"%08x " % crc32(text, crc32(place, seed)), place, text, b"\n")))
     return lines
 
 

@@ -74,6 +74,18 @@ def dumps_finite(tree: JSON) -> bytes:
     return data
 
 
+def dumps_if_easy(tree: object) -> bytes | None:
+    """
+    Return the JSON text of a *tree* if msgspec alone can write it, else None.
+
+    Bytes are written in base64, tuples as lists. As for `dumps_finite`, inf and nan would become ``null``.
+    """
+    try:
+        return _encode(tree)
+    except (ValueError, RecursionError):
+        return None
+
+
 def loads(data: bytes) -> JSON:
     """
     Return the tree that *data* is the text of.

@@ -4,14 +4,29 @@ Values of any types to their encoded form and back: what holds for all of them.
 
 from __future__ import annotations
 
+import binascii
 import enum
 import json
 import math
+import operator
 import pathlib
 import uuid
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from typing import Any, Generic, Literal, NamedTuple, NotRequired, Optional, TypedDict, TypeVar, Union
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NotRequired,
+    Optional,
+    TypedDict,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -19,6 +34,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from memable._encoded import Encoded
 from memable._errors import SerializationError, TypeMismatchError
 from memable._json import SURROGATE_PAIR, canonical, dumps, loads
 from memable._values._codec import Codec
@@ -140,7 +156,7 @@ def _compose(inner: st.SearchStrategy[Typed]) -> st.SearchStrategy[Typed]:
 types: st.SearchStrategy[Typed] = st.recursive(st.sampled_from(SCALARS), _compose, max_leaves=6)
 
 
-def same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:  # noqa: PLR0911 - one for each kind of value
     """Tell whether two values are of the same types, deeply, and equal; NaN equals NaN here, and 0.0 is not -0.0."""
     if type(a) is not type(b):
         return False
@@ -152,6 +168,9 @@ def same(a: Any, b: Any) -> bool:
         return sorted(map(repr, a)) == sorted(map(repr, b))
     if attrs.has(type(a)):
         return all(same(getattr(a, field.name), getattr(b, field.name)) for field in attrs.fields(type(a)))
+    if isinstance(a, int):
+        # Python refuses to write one of more than 4300 digits.
+        return bool(a == b)
     return repr(a) == repr(b) and getattr(a, "fold", 0) == getattr(b, "fold", 0)
 
 
@@ -342,6 +361,182 @@ def test_any_bytes_are_read_or_refused(data: bytes, typed: Typed) -> None:
         codec.decode(encoded, typed[0])
     except TypeMismatchError as error:
         assert not isinstance(error.__cause__, RecursionError)  # noqa: PT017 - either outcome is right
+
+
+class _Text(str): ...  # noqa: SLOT000 - as users write it
+
+
+class _Number(int): ...
+
+
+class _List(list[Any]): ...
+
+
+class _Dict(dict[Any, Any]): ...
+
+
+class ByParts(Codec):
+    """
+    Looks through each value part by part, however plain and large it is.
+    """
+
+    def _make_plan(self, annotation: Any) -> Any:
+        return attrs.evolve(super()._make_plan(annotation), plain=None)
+
+    def encode_and_read_back(self, value: object, annotation: Any) -> tuple[Encoded, Any]:
+        encoded = self.encode(value, annotation)
+        return encoded, self.decode(encoded, annotation)
+
+
+def _many(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Return a strategy of containers that are large, or hold one value at many places."""
+    lists = st.lists(inner, max_size=3) | st.builds(operator.mul, st.lists(inner, min_size=1, max_size=3), counts)
+    dicts = st.dictionaries(texts, inner, max_size=3) | st.builds(
+        lambda parts, count: {f"{key}{number}": part for number in range(count) for key, part in parts.items()},
+        st.dictionaries(texts, inner, max_size=2),
+        counts,
+    )
+    return st.one_of(
+        lists,
+        dicts,
+        lists.map(tuple),
+        lists.map(_List),
+        dicts.map(_Dict),
+        st.dictionaries(texts.map(_Text) | st.integers(), inner, max_size=2),
+    )
+
+
+counts = st.sampled_from([1, 7, 8, 9, 15, 16, 17, 60])
+strange_scalars = st.one_of(
+    st.sampled_from([3_999, 4_001, 4_299, 4_301]).map(lambda digits: 10**digits),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    texts,
+    st.binary(max_size=3),
+    st.sampled_from(
+        [
+            _Text("a"),
+            _Number(1),
+            bytearray(b"a"),
+            "null",
+            -0.0,
+            1e16,
+            b"",
+            Decimal(1),
+            Color.RED,
+            2**53 + 1,
+        ]
+    ),
+)
+strange_values = st.recursive(strange_scalars, _many, max_leaves=6)
+plain_types = st.recursive(
+    st.sampled_from(
+        [Any, object, int, float, str, bytes, bool, None, int | float, str | None, float | int | str | bool | None]
+    ),
+    lambda inner: st.one_of(
+        inner.map(lambda each: list[each]),  # type: ignore[valid-type]  # made of parts
+        inner.map(lambda each: dict[str, each]),  # type: ignore[valid-type]  # as above
+        inner.map(lambda each: tuple[each, ...]),  # type: ignore[valid-type]  # as above
+    ),
+    max_leaves=3,
+)
+
+
+def _values_of(annotation: Any) -> st.SearchStrategy[Any]:
+    """Return a strategy of values that may be large and are mostly of a type in `plain_types`."""
+    origin = get_origin(annotation)
+    if origin in (list, tuple):
+        parts = st.lists(_values_of(get_args(annotation)[0]), max_size=3)
+        return st.builds(operator.mul, parts, counts).map(origin)
+    if origin is dict:
+        keys = st.integers(0, 20).map(str)
+        return st.dictionaries(keys, _values_of(get_args(annotation)[1]), max_size=20)
+    return (
+        strange_values if annotation in (Any, object) else strange_scalars | st.integers() | st.floats() | plain_texts
+    )
+
+
+def _outcome_of(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except (SerializationError, TypeMismatchError) as error:
+        return type(error), str(error)
+
+
+def _containers(value: Any) -> list[int]:
+    if not isinstance(value, (list, dict, tuple)):
+        return []
+    parts = value.values() if isinstance(value, dict) else value
+    return [*([] if isinstance(value, tuple) else [id(value)]), *(each for part in parts for each in _containers(part))]
+
+
+@given(plain_types.flatmap(lambda each: st.tuples(st.just(each), _values_of(each) | strange_values)), plain_types)
+def test_any_value_is_the_same_whether_it_is_looked_through_at_once_or_by_parts(
+    typed: tuple[Any, Any], other: Any
+) -> None:
+    """
+    The quick ways for what is plain or large change no text, no value, no type within it and no error.
+    """
+    annotation, value = typed
+    quick, slow = Codec(), ByParts()
+    expected = _outcome_of(lambda: slow.encode_and_read_back(value, annotation))
+    actual = _outcome_of(lambda: quick.encode_and_read_back(value, annotation))
+    assert same(actual, expected), (actual, expected)
+    assert same(
+        _outcome_of(lambda: quick.encode(value, annotation)), _outcome_of(lambda: slow.encode(value, annotation))
+    )
+    if isinstance(expected[0], type):
+        return
+    encoded, again = actual
+    found = _containers(again)
+    assert len(set(found) - set(_containers(value))) == len(found)
+    for read_as in (annotation, other, Union[annotation, other]):  # noqa: UP007 - made of parts
+        assert same(
+            _outcome_of(lambda read_as=read_as: quick.decode(encoded, read_as)),  # type: ignore[misc]  # a default binds the loop's variable
+            _outcome_of(lambda read_as=read_as: slow.decode(encoded, read_as)),  # type: ignore[misc]  # as above
+        )
+
+
+@given(json_trees.flatmap(lambda tree: counts.map(lambda count: [tree] * count)) | json_trees, plain_types)
+def test_any_record_is_read_the_same_whether_it_is_looked_through_at_once_or_by_parts(
+    tree: Any, annotation: Any
+) -> None:
+    """
+    A record of any form and any size, recorded under any name, is read as the same value or is the same mismatch.
+    """
+    name = Codec().name_of(annotation)
+    encoded = Encoded(name, dumps(tree) + b" " * 600)
+    assert same(
+        _outcome_of(lambda: Codec().decode(encoded, annotation)),
+        _outcome_of(lambda: ByParts().decode(encoded, annotation)),
+    )
+
+
+@given(st.text(st.sampled_from("AQgwYZ09+/=-_ \n\0é"), max_size=9), st.integers(0, 150))
+def test_base64_is_only_read_as_it_is_written(text: str, count: int) -> None:
+    """
+    A text is read as the bytes of which it is the base64, or is no form of bytes.
+    """
+    form = "AQgw" * count + text
+    try:
+        value = Codec().decode(Encoded("builtins.bytes", dumps(form)), bytes)
+    except TypeMismatchError:
+        with pytest.raises(ValueError, match="base64"):
+            _strictly(form)
+    else:
+        assert value == _strictly(form)
+
+
+def _strictly(form: str) -> bytes:
+    try:
+        value = binascii.a2b_base64(form)
+    except ValueError as error:
+        raise ValueError(f"no base64: {error}") from error
+    if binascii.b2a_base64(value, newline=False).decode() != form:
+        raise ValueError("other base64")
+    return value
 
 
 def test_unfit_error_shows_the_way_to_the_place() -> None:

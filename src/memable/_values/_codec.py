@@ -22,6 +22,7 @@ from .._encoded import Encoded
 from .._errors import SerializationError, TypeMismatchError
 from .._json import JSON, canonical, dumps_finite, loads
 from ._named_types import named_types
+from ._plain_trees import PlainType, is_plain, plain_type, write_and_copy_plain, write_plain
 from ._recorded_types import parse_recorded
 from ._shape import TOO_DEEP, Shape, UnfitError
 from ._shapes import Shapes
@@ -33,6 +34,9 @@ ARGUMENTS = "memable.arguments"
 
 #: More annotations than a program has; it may make new ones all the time, with ``returns=list[int]`` at each call.
 MAX_PLANS = 4_096
+
+#: Of a shorter text, shapes make the value as quickly.
+LARGE_BYTES = 512
 
 _NO_ALIASES: Mapping[str, type] = MappingProxyType({})
 
@@ -49,6 +53,7 @@ class _Plan:
 
     tree: TypeTree
     shape: Shape
+    plain: PlainType | None
 
 
 class Codec:
@@ -118,11 +123,29 @@ class Codec:
             SerializationError: It is not of the annotated type, or cannot be stored; the text says where and why.
         """
         plan = self._plan(annotation)
-        tree = self._encode(value, plan)
-        data = _text(tree)
-        name = self._json_names[type(value)] if plan.tree is ANY else plan.shape.name
-        self._check_size(data, name)
-        return Encoded(name, data)
+        data = None if plan.plain is None else write_plain(value, plan.plain)
+        return self._encoded(value, plan, _text(self._encode(value, plan)) if data is None else data)
+
+    def encode_and_read_back(self, value: object, annotation: Any) -> tuple[Encoded, Any]:
+        """
+        Encode *value*, and return with it what `decode` gives back.
+
+        It is the same as one after the other, and quicker: what cannot change is given back itself, plain containers
+        as copies.
+
+        Raises:
+            SerializationError: As for `encode`.
+            TypeMismatchError: It cannot be read back.
+        """
+        plan = self._plan(annotation)
+        written = None if plan.plain is None else write_and_copy_plain(value, plan.plain)
+        if written is not None:
+            data, copy = written
+            return self._encoded(value, plan, data), copy
+        encoded = self._encoded(value, plan, _text(self._encode(value, plan)))
+        tree = self._tree(encoded, plan.tree.name)
+        # Of what is stored without annotation, the form is the value.
+        return encoded, tree if plan.tree is ANY else self._decode(encoded.type, tree, plan)
 
     def decode(self, encoded: Encoded, annotation: Any) -> Any:
         """
@@ -132,7 +155,13 @@ class Codec:
             TypeMismatchError: It was recorded as a type that cannot be read as the annotated one.
         """
         plan = self._plan_to_read(encoded.type, annotation)
-        return self._decode(encoded.type, self._tree(encoded, plan.tree.name), plan)
+        tree = self._tree(encoded, plan.tree.name)
+        plain = plan.plain
+        if plain is not None and (type(tree) in plain.scalars or len(encoded.data) >= LARGE_BYTES):
+            name = self._json_names[type(tree)] if plan.tree is ANY else plan.shape.name
+            if encoded.type == name and is_plain(tree, plain):
+                return tree
+        return self._decode(encoded.type, tree, plan)
 
     def encode_as(self, value: object, name: str) -> Encoded:
         """
@@ -151,7 +180,7 @@ class Codec:
             tree = named.tree(parse_recorded(name))
         except ValueError as error:
             raise SerializationError(problem=f"a value cannot be stored: {error}") from error
-        plan = _Plan(tree, self._shapes.shape(tree))
+        plan = _Plan(tree, self._shapes.shape(tree), None)
         data = _text(self._encode(value, plan))
         self._check_size(data, tree.name)
         return Encoded(tree.name, data)
@@ -178,6 +207,11 @@ class Codec:
             name = self._json_names[type(value)] if plan.tree is ANY else plan.shape.name
             items.append({"type": name, "value": tree})
         return _text(items)
+
+    def _encoded(self, value: object, plan: _Plan, data: bytes) -> Encoded:
+        name = self._json_names[type(value)] if plan.tree is ANY else plan.shape.name
+        self._check_size(data, name)
+        return Encoded(name, data)
 
     def decode_arguments(self, encoded: Encoded, annotations_for: Callable[[int], Sequence[Any]]) -> tuple[Any, ...]:
         """
@@ -257,7 +291,7 @@ class Codec:
     def _make_plan(self, annotation: Any) -> _Plan:
         try:
             tree = self._shapes.reader.read(annotation)
-            return _Plan(tree, self._shapes.shape(tree))
+            return _Plan(tree, self._shapes.shape(tree), plain_type(tree))
         except RecursionError:
             raise SerializationError(problem=f"the annotation {TOO_DEEP}") from None
         except SerializationError:
@@ -271,6 +305,10 @@ class Codec:
             raise SerializationError(problem=problem) from error
 
     def _plan_to_read(self, recorded: str, annotation: Any) -> _Plan:
+        try:
+            return self._plans[annotation]
+        except (KeyError, TypeError):
+            pass
         try:
             return self._plan(annotation)
         except SerializationError as error:

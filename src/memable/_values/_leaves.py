@@ -19,9 +19,14 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, cast
 from zoneinfo import ZoneInfo
 
+import msgspec
+
 from .._json import JSON
 from ._shape import Shape, UnfitError, misfit, refusal
 from ._text_forms import read_text, text_form
+
+#: From here on msgspec writes and reads base64 quicker than the standard library, far quicker in the end.
+_LONG = 512
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -108,7 +113,19 @@ def _float(*, widen: bool) -> Shape:
 
 
 def _write_bytes(value: bytes | bytearray) -> str:
+    if len(value) >= _LONG:
+        return cast("str", msgspec.to_builtins(value))
     return binascii.b2a_base64(value, newline=False).decode("ascii")
+
+
+def _read_bytes(tree: str) -> bytes:
+    if len(tree) >= _LONG:
+        try:
+            return msgspec.convert(tree, bytes)
+        except ValueError:
+            # The standard library says what is wrong.
+            pass
+    return binascii.a2b_base64(tree)
 
 
 def _write_complex(value: complex) -> JSON:
@@ -183,8 +200,8 @@ LEAVES: dict[type, Shape] = {
     bool: _scalar(bool, "builtins.bool"),
     type(None): NONE,
     float: _FLOAT,
-    bytes: _shape(bytes, "builtins.bytes", _write_bytes, binascii.a2b_base64),
-    bytearray: _shape(bytearray, "builtins.bytearray", _write_bytes, lambda tree: bytearray(binascii.a2b_base64(tree))),
+    bytes: _shape(bytes, "builtins.bytes", _write_bytes, _read_bytes),
+    bytearray: _shape(bytearray, "builtins.bytearray", _write_bytes, lambda tree: bytearray(_read_bytes(tree))),
     complex: _shape(complex, "builtins.complex", _write_complex, _read_complex, (list,)),
     # Whether the exponent's letter is a capital depends on the context of the thread.
     Decimal: _shape(Decimal, "decimal.Decimal", lambda value: str(value).replace("e", "E"), Decimal),
