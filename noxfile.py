@@ -4,6 +4,8 @@ The checks of memable, one session each. Plain ``nox`` runs all that a change mu
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.5.1"
@@ -112,7 +114,18 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """
-    Print how fast memable is, as ratios to a bare loop of write and sync.
+    Print how fast memable is, beside what the machine can do and beside other engines, and write it to bench.json.
     """
     session.install(".")
-    session.run("python", "benchmarks/run.py", *session.posargs)
+    peers = Path(session.virtualenv.location, "peers")
+    session.run("python", "benchmarks/peer_environments.py", str(peers))
+    session.run("python", "benchmarks/run.py", "--peers", str(peers), "--json", "bench.json", *session.posargs)
+
+
+@nox.session(name="bench-check")
+def bench_check(session: nox.Session) -> None:
+    """
+    Compare two revisions in one run, and fail if the newer is slower beyond noise: ``-- BASE [HEAD]``.
+    """
+    session.install(".")
+    session.run("python", "benchmarks/check.py", *session.posargs)

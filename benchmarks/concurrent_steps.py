@@ -17,7 +17,7 @@ import memable
 INSTANCES = 1_000
 STEPS = 50
 ALL_STEPS = INSTANCES * STEPS
-GOAL_STEPS_PER_S = 15_000
+GOAL_STEPS_PER_S = 30_000
 
 
 def measure(settings: Settings) -> list[Figure]:

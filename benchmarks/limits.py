@@ -16,11 +16,19 @@ import trio
 
 class BareFile:
     """
-    A file that grows at its end, and a loop that writes to it.
+    A file, and a loop that writes to it.
+
+    Args:
+        path: A new file.
+        allocated_bytes: So many zeros are there already, and are written over. Else the file grows at its end.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    def __init__(self, path: Path, allocated_bytes: int = 0) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        if allocated_bytes:
+            os.write(self._fd, bytes(allocated_bytes))
+            os.fsync(self._fd)
+            os.lseek(self._fd, 0, os.SEEK_SET)
 
     def close(self) -> None:
         os.close(self._fd)
