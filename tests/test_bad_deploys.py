@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,38 @@ async def test_deploy_with_a_misuse_blocks(
     assert any("instance 'i' is blocked" in line for line in told)
     async with memable.open_engine(place.store(), workflows=[memable.workflow(name="w")(misspelt)]) as engine:
         assert await (await engine.get("w", "i")).wait() != memable.Completed()
+
+
+class Stubborn:
+    """
+    Something to wait for that does not take it well to be given up.
+    """
+
+    def __await__(self) -> Generator[None, None, None]:
+        try:
+            yield
+        finally:
+            raise ValueError("not now")
+
+
+async def begun(ctx: memable.Context) -> int:
+    async def wait() -> int:
+        await Stubborn()
+        return 1
+
+    await ctx.step("a", one)
+    waiting = wait()
+    waiting.send(None)
+    return waiting  # type: ignore[return-value]
+
+
+async def test_coroutine_that_raises_when_it_is_closed_fails_its_instance(place: Place, autojump_clock: object):
+    """
+    What the closing of a coroutine raises that the body has returned counts as raised by the body.
+    """
+    state = await _deploy(place, sound, begun)
+    assert isinstance(state, memable.Failed)
+    assert (state.error.type, state.error.message) == ("builtins.ValueError", "not now")
 
 
 async def takes(ctx: memable.Context, amount: int) -> int:

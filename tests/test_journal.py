@@ -257,7 +257,7 @@ def test_journal_keeps_a_wait_until_it_ends(end: type[Any]):
     )
     folded = journal(SignalKept, WaitStarted, WaitAbandoned, end)
     assert folded.memos == {"wait": record(end, 5)}
-    assert (folded.waits, folded.kept, folded.abandoned, folded.waiting_paths()) == ({}, {}, set(), [])
+    assert (folded.waits, folded.kept, folded.abandoned, folded.waiting_paths()) == ({}, {}, {}, [])
     assert not folded.is_waiting_at("wait")
 
 
@@ -271,7 +271,7 @@ def test_journal_knows_a_wait_that_the_body_has_left():
     folded = journal(AttemptFailed, (WaitAbandoned, {"path": "k"}))
     assert folded.waiting_paths() == []
     assert journal(AttemptFailed, (WaitAbandoned, {"path": "k"}), AttemptFailed).waiting_paths() == ["k"]
-    assert journal(AttemptFailed, (WaitAbandoned, {"path": "k"}), StepCompleted).abandoned == set()
+    assert journal(AttemptFailed, (WaitAbandoned, {"path": "k"}), StepCompleted).abandoned == {}
 
 
 def test_journal_does_not_wait_for_a_signal_in_a_sleep():
@@ -544,7 +544,7 @@ def test_journal_clears_a_failure_but_not_what_was_done_within_it():
     )
     assert folded.known_paths() == {"f", "f/0", "f/0/c", "call"}
     assert set(folded.memos) == {"f/0/c"}
-    assert folded.abandoned == set()
+    assert folded.abandoned == {}
 
 
 # Pruning -----------------------------------------------------------------------------------------------------------
@@ -646,13 +646,13 @@ def test_journal_drops_single_children_and_brings_them_back():
     # One child has not ended and ends with the instance; one may be needed to undo something.
     assert folded.known_paths() == {"f", "f/0/call", "f/2", "f/2/undo"}
     assert folded.fan_outs["f"].digests == {"2": "d2"}
-    assert folded.thinned == {"f"}
+    assert folded.thinned == {"f": None}
     folded.restore_children("f", whole)
     assert {path: folded.memos.get(path) for path in ("f/0", "f/1", "f/2")} == {
         path: whole.memos[path] for path in ("f/0", "f/1", "f/2")
     }
     assert folded.fan_outs["f"] == whole.fan_outs["f"]
-    assert folded.thinned == set()
+    assert folded.thinned == {}
 
 
 def test_journal_tells_what_is_decided():

@@ -34,6 +34,7 @@ LEVELS = {
         "_values._leaves",
         "_values._type_trees",
         "_values._type_reader",
+        "_values._plain_trees",
         "_values._class_layouts",
         "_values._pydantic_models",
         "_values._recorded_types",

@@ -6,11 +6,30 @@ No clock, no records: whoever waits has the run see to those.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
+from ._sparse import NOTHING, put
 from ._wait import Wait
+
+
+class RunWatcher(Protocol):
+    """
+    Who is told what becomes of a run. One object for all of it: a method for each would be one more to keep.
+    """
+
+    def note_change(self) -> None:
+        """
+        Take note that the run's state, as seen from outside, may have changed.
+        """
+        ...
+
+    def note_settled(self) -> None:
+        """
+        Take note that nothing of the waiting run is on its way to the store any more.
+        """
+        ...
 
 
 class Activity:
@@ -18,34 +37,53 @@ class Activity:
     Counts the branches of one run that do not wait, the steps that execute, and keeps what is waited for.
     """
 
-    __slots__ = ("_branches", "_busy", "_executing", "_foreign", "_on_change", "_watched", "waits")
+    __slots__ = ("_body", "_branches", "_busy", "_executing", "_foreign", "_listed", "_wait", "_waits", "_watcher")
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(self, watcher: RunWatcher) -> None:
         """
         Begin with one branch, the body, whose task is about to start.
 
         Args:
-            on_change: Called when the run may have begun or ceased to wait.
+            watcher: Told when the run may have begun or ceased to wait.
         """
-        self.waits: dict[str, Wait] = {}
-        "What is waited for, by path."
-        self._on_change = on_change
+        self._watcher = watcher
         self._busy = 1
         "Branches that do not wait."
         self._executing = 0
         "Steps, in whatever task."
         self._foreign = 0
         "Tasks that wait and must not be unwound: most are no branches, and what else goes on is unknown."
-        self._branches: set[trio.lowlevel.Task] = set()
-        self._watched: set[Wait] = set()
-        "All waits, those that do not count as waiting included."
+        self._body: trio.lowlevel.Task | None = None
+        "The branch that most runs have no other than."
+        self._branches: dict[trio.lowlevel.Task, None] = NOTHING
+        "The others."
+        self._wait: Wait | None = None
+        "The one that most waiting runs have no other than. It may not count as waiting, or be over already."
+        self._waits: dict[str, Wait] = NOTHING
+        "The others, by path."
+        self._listed = 0
+        "How many count as waiting."
 
     @property
     def is_waiting(self) -> bool:
         """
         Whether every branch waits and no step executes.
         """
-        return not self._busy and not self._executing and bool(self.waits)
+        return not self._busy and not self._executing and bool(self._listed)
+
+    @property
+    def waits(self) -> list[Wait]:
+        """
+        What is waited for.
+        """
+        return [wait for wait in self._all_waits() if wait.is_entered]
+
+    def find_wait(self, path: str) -> Wait | None:
+        """
+        Return what is waited for at *path*, if anything is.
+        """
+        wait = self._wait if self._wait is not None and self._wait.path == path else self._waits.get(path)
+        return wait if wait is not None and wait.is_entered else None
 
     @property
     def has_busy_branch(self) -> bool:
@@ -68,16 +106,16 @@ class Activity:
         Count a step as executing.
         """
         self._executing += 1
-        if self.waits:
-            self._on_change()
+        if self._listed:
+            self._watcher.note_change()
 
     def end_execution(self) -> None:
         """
         Count a step as no longer executing.
         """
         self._executing -= 1
-        if self.waits:
-            self._on_change()
+        if self._listed:
+            self._watcher.note_change()
 
     # Branches ------------------------------------------------------------------------------------------------
 
@@ -91,13 +129,21 @@ class Activity:
         """
         Take the current task for a branch that was counted before.
         """
-        self._branches.add(trio.lowlevel.current_task())
+        task = trio.lowlevel.current_task()
+        if self._body is None:
+            self._body = task
+        else:
+            self._branches = put(self._branches, task, None)
 
     def leave_branch(self) -> None:
         """
         Take the current task for none any more, though its branch still counts.
         """
-        self._branches.discard(trio.lowlevel.current_task())
+        task = trio.lowlevel.current_task()
+        if task is self._body:
+            self._body = None
+        else:
+            self._branches.pop(task, None)
 
     def end_branch(self) -> None:
         """
@@ -105,18 +151,19 @@ class Activity:
         """
         self.leave_branch()
         self._busy -= 1
-        self._on_change()
+        self._watcher.note_change()
 
     def pause_branch(self) -> bool:
         """
         Take note that the current task does nothing but wait; return whether it is a branch.
         """
-        is_branch = trio.lowlevel.current_task() in self._branches
+        task = trio.lowlevel.current_task()
+        is_branch = task is self._body or task in self._branches
         if is_branch:
             self._busy -= 1
         else:
             self._foreign += 1
-        self._on_change()
+        self._watcher.note_change()
         return is_branch
 
     def resume_branch(self, is_branch: bool) -> None:
@@ -127,50 +174,65 @@ class Activity:
             self._busy += 1
         else:
             self._foreign -= 1
-        self._on_change()
+        self._watcher.note_change()
 
     # Waits ---------------------------------------------------------------------------------------------------
 
-    async def wait(self, wait: Wait) -> None:
+    def begin_wait(self, wait: Wait) -> None:
         """
-        Wait until ``wake`` or ``wake_all`` ends the wait. A checkpoint.
+        Take note that the current task is about to sleep until ``wake`` or ``wake_all`` ends the wait.
+
+        To be followed by ``end_wait``.
         """
-        wait.event = trio.Event()
+        if self._wait is None:
+            self._wait = wait
+        else:
+            self._waits = put(self._waits, wait.path, wait)
         if wait.is_listed:
             wait.is_entered = True
-            self.waits[wait.path] = wait
+            self._listed += 1
             self._foreign += wait.is_pinned
             wait.is_branch = self.pause_branch()
-        self._watched.add(wait)
-        try:
-            await wait.event.wait()
-        finally:
-            self._watched.discard(wait)
-            self._leave(wait)
+        wait.task = trio.lowlevel.current_task()
+
+    def end_wait(self, wait: Wait) -> None:
+        """
+        Take note that the task of a wait goes on.
+        """
+        wait.task = None
+        if wait is self._wait:
+            self._wait = None
+        elif self._waits.get(wait.path) is wait:
+            del self._waits[wait.path]
+        self._leave(wait)
 
     def wake(self, wait: Wait) -> None:
         """
         End a wait. The branch counts as active at once, though its task goes on later.
         """
         self._leave(wait)
-        wait.event.set()
+        wait.wake()
 
     def wake_all(self) -> None:
         """
         End all waits: the run is unwound, or over. Those whose tasks are not shielded are cancelled already.
         """
-        for wait in list(self._watched):
-            wait.event.set()
+        for wait in self._all_waits():
+            wait.wake()
 
     def waits_within(self, scope: object) -> list[str]:
         """
         Return the paths of the waits inside a durable scope.
         """
-        return [wait.path for wait in self._watched if scope in wait.scopes]
+        return [wait.path for wait in self._all_waits() if scope in wait.scopes]
+
+    def _all_waits(self) -> list[Wait]:
+        first = [] if self._wait is None else [self._wait]
+        return [*first, *self._waits.values()]
 
     def _leave(self, wait: Wait) -> None:
         if wait.is_entered:
             wait.is_entered = False
-            del self.waits[wait.path]
+            self._listed -= 1
             self._foreign -= wait.is_pinned
             self.resume_branch(wait.is_branch)

@@ -33,6 +33,7 @@ from ._records import (
     InstanceStarted,
 )
 from ._run import Place, Run, child_instance_id
+from ._sparse import put
 from ._states import MetadataStatus
 from ._step import refuse
 from ._wait import Wait
@@ -164,11 +165,16 @@ async def await_child(run: Run, place: Place, call: ChildCall) -> ChildOutcome:
     while not entry.header.status.is_terminal:
         wait.is_listed = not entry.is_executing
         wake = _waker(run, wait)
-        entry.watchers.add(wake)
+        entry.watchers = put(entry.watchers, wake, None)
         try:
-            await run.wait(wait)
+            # It has no deadline, so there is always something to wait for.
+            run.begin_wait(wait)
+            try:
+                await trio.lowlevel.wait_task_rescheduled(wait.abort)
+            finally:
+                run.end_wait(wait)
         finally:
-            entry.watchers.discard(wake)
+            entry.watchers.pop(wake, None)
         if run.leaving is not None:
             await trio.lowlevel.checkpoint_if_cancelled()
             raise run.run_ended(call.operation)

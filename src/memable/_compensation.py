@@ -13,6 +13,7 @@ from ._decide import fatal_leaves, find_code_error
 from ._errors import CompensationLostError, MisuseError, OutcomeUnknownError, SerializationError, WorkflowCodeError
 from ._records import CompensationRegistered
 from ._run import Place, Run
+from ._sparse import put
 from ._step import Step, execute_step, find_misused_settings, find_unfit_arguments, refuse
 from ._step_misuse import find_misuse
 
@@ -49,13 +50,13 @@ async def perform_compensate(run: Run, place: Place, key: str, step: Step) -> No
             raise run.misuse(error.problem, path) from None
         registered = _Registered(step, annotation)
         if path in run.journal.compensations:
-            run.compensations[path] = registered
+            run.compensations = put(run.compensations, path, registered)
             run.check_memo_only()
             await run.serve_memo()
         else:
             await run.proceed("compensate")
             await run.record("compensate", place, CompensationRegistered, path=path)
-            run.compensations[path] = registered
+            run.compensations = put(run.compensations, path, registered)
             await run.deliver_cancellation()
     except BaseException as exc:
         await refuse(run, place, path, exc)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any, assert_never
 
 import attrs
@@ -43,42 +42,49 @@ class Driven:
     "The body is to run once more, over its memos only, to register its compensations."
 
 
-async def drive(run: Run, body: Callable[[], Awaitable[object]]) -> Driven:
+class BodyCall:
     """
-    Call the body, and record how it ended. A run is driven once.
-
-    Args:
-        run: The run.
-        body: Sets ``run.output`` and calls the user's function with its context and input; may raise before it does.
-
-    Cancellation:
-        Only by ``run.cancel``.
+    The call of a run's body, and how it ended. There is one for each run.
     """
-    value: object = None
-    exc: BaseException | None = None
-    returned = False
-    run.begin_body()
-    patience = None
-    if run.is_memo_only:
-        patience = _Patience(run)
-    try:
-        with run.scope:
-            if not run.scope.cancel_called:
-                value = await body()
-                returned = True
-        if inspect.iscoroutine(value):
-            value.close()
-            run.misuse(f"the body returned the coroutine {value.__qualname__}(...); an await is missing")
-    except BaseException as error:  # noqa: BLE001 - nothing of it is lost
-        # Sorted leaf by leaf below: what is fatal is given to the engine, the rest is the instance's outcome.
-        exc = error
-    run.end_body()
-    if patience is not None:
-        patience.end()
-    fatal = [] if exc is None else fatal_leaves(exc, trio.Cancelled)
-    if fatal:
-        return Driven(tuple(fatal))
-    return await _end(run, exc, returned=returned, value=value)
+
+    __slots__ = ("_patience", "exc", "returned", "run")
+
+    def __init__(self, run: Run) -> None:
+        """
+        Take the current task for the one of the body, which is about to be called.
+        """
+        self.run: Run = run
+        self.returned: tuple[object] | None = None
+        "What the body has returned, if it has."
+        self.exc: BaseException | None = None
+        "What it has raised, if it has."
+        run.begin_body()
+        self._patience = _Patience(run) if run.is_memo_only else None
+
+    async def conclude(self) -> Driven:
+        """
+        Record how the run ended. Nothing of it is on its way to the store after that. The caller is shielded.
+        """
+        run, value = self.run, None if self.returned is None else self.returned[0]
+        # Its traceback leads back to here: kept, it would keep all of the run alive until the next collection.
+        exc, self.exc = self.exc, None
+        try:
+            if inspect.iscoroutine(value):
+                value.close()
+                run.misuse(f"the body returned the coroutine {value.__qualname__}(...); an await is missing")
+        except BaseException as error:  # noqa: BLE001 - nothing of it is lost
+            exc = error
+        run.end_body()
+        if self._patience is not None:
+            self._patience.end()
+        # Sorted leaf by leaf: what is fatal is given to the engine, the rest is the instance's outcome.
+        fatal = [] if exc is None else fatal_leaves(exc, trio.Cancelled)
+        if fatal:
+            driven = Driven(tuple(fatal))
+        else:
+            driven = await _end(run, exc, returned=self.returned is not None, value=value)
+        await run.ledger.wait_settled()
+        return driven
 
 
 class _Patience:

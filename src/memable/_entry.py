@@ -5,12 +5,26 @@ What an engine keeps in memory of an instance that runs, or that somebody looks 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
 from ._header import InstanceHeader
 from ._records import InstanceRecord
 from ._run import Run
+from ._sparse import NOTHING
+
+
+class Host(Protocol):
+    """
+    Who keeps the runs of all entries.
+    """
+
+    def update(self, entry: Entry) -> None:
+        """
+        Take note that the run of an instance has changed.
+        """
+        ...
 
 
 class Entry:
@@ -22,6 +36,7 @@ class Entry:
         "__weakref__",
         "_changed",
         "_header",
+        "_host",
         "busy",
         "ending",
         "instance_id",
@@ -34,7 +49,9 @@ class Entry:
         "workflow",
     )
 
-    def __init__(self, workflow: str, instance_id: str, header: InstanceHeader | None = None) -> None:
+    def __init__(
+        self, workflow: str, instance_id: str, header: InstanceHeader | None = None, host: Host | None = None
+    ) -> None:
         """
         Begin to keep an instance in memory.
 
@@ -42,6 +59,7 @@ class Entry:
             workflow: Name of its workflow.
             instance_id: Its id.
             header: The store's, live; None while the start is on its way to the disk.
+            host: Keeps its run, if it ever has one.
         """
         self.workflow: str = workflow
         self.instance_id: str = instance_id
@@ -59,9 +77,10 @@ class Entry:
         "The record that ended the newest run, if it ended here."
         self.version: int = 0
         "Counts the changes, so that none is missed between looking and waiting."
-        self.watchers: set[Callable[[], None]] = set()
+        self.watchers: dict[Callable[[], None], None] = NOTHING
         "Called at each change."
         self._header = header
+        self._host = host
         self._changed: trio.Event | None = None
 
     @property
@@ -89,6 +108,22 @@ class Entry:
         Whether it runs here, and does not wait.
         """
         return self.is_live and (self.run is None or not self.run.is_suspended)
+
+    def note_change(self) -> None:
+        """
+        Take note that the run has changed.
+        """
+        # Without one, a task of somebody else's has noticed only now that the run is over.
+        if self.run is not None and self._host is not None:
+            self._host.update(self)
+
+    def note_settled(self) -> None:
+        """
+        Take note that nothing of the waiting run is on its way to the store any more.
+        """
+        if self.run is not None and self.run.may_be_passivated:
+            # It could not be while something was on its way.
+            self.note_change()
 
     def notify(self) -> None:
         """

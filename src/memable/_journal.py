@@ -8,7 +8,7 @@ same, whoever folds them: recovery, a live engine or a test's model. Nothing her
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import attrs
 
@@ -49,6 +49,7 @@ from ._records import (
     WaitAbandoned,
     WaitStarted,
 )
+from ._sparse import NOTHING, put
 
 Memo = (
     StepCompleted
@@ -70,8 +71,6 @@ FailureMemo = StepFailed | SuspendTimedOut | ScopeEnded | BranchFailed | FanOutF
 
 Ending = InstanceCompleted | InstanceFailed | InstanceCancelled
 "The record that made an instance terminal."
-
-_ByPath: TypeAlias = dict[str, Any] | set[str]
 
 _KINDS: dict[type[Any], str] = {
     StepCompleted: "a step",
@@ -100,7 +99,7 @@ class FanOutItems:
     "Places, by the children's names."
 
 
-@attrs.define
+@attrs.define(weakref_slot=False)
 class Journal:
     """
     What one instance's records say, for the run that continues it.
@@ -109,31 +108,31 @@ class Journal:
     started: InstanceStarted
     seq: int
     "Sequence number of the newest record."
-    memos: dict[str, Memo] = attrs.field(factory=dict)
+    memos: dict[str, Memo] = NOTHING
     "Recorded outcomes by path."
-    attempts: dict[str, AttemptFailed] = attrs.field(factory=dict)
+    attempts: dict[str, AttemptFailed] = NOTHING
     "The newest failed attempt of each step that has no outcome yet, by path."
-    waits: dict[str, WaitStarted] = attrs.field(factory=dict)
+    waits: dict[str, WaitStarted] = NOTHING
     "What was waited for and has no outcome yet, by path."
-    abandoned: set[str] = attrs.field(factory=set)
+    abandoned: dict[str, None] = NOTHING
     "Those of the waits, attempts and children that the body has turned away from."
-    kept: dict[str, SignalKept] = attrs.field(factory=dict)
+    kept: dict[str, SignalKept] = NOTHING
     "Signals that came early, by path."
-    scopes: dict[str, ScopeStarted] = attrs.field(factory=dict)
+    scopes: dict[str, ScopeStarted] = NOTHING
     "Cancel scopes that were entered, by path."
-    intents: dict[str, IntentRecorded] = attrs.field(factory=dict)
+    intents: dict[str, IntentRecorded] = NOTHING
     "Effects that may have happened, and have no outcome yet, by path."
-    unstored: dict[str, IntentRecorded] = attrs.field(factory=dict)
+    unstored: dict[str, IntentRecorded] = NOTHING
     "Effects that have happened, but whose values could not be stored, by path."
-    fan_outs: dict[str, FanOutItems] = attrs.field(factory=dict)
+    fan_outs: dict[str, FanOutItems] = NOTHING
     "What is recorded of the items of fan-outs, by the paths of those."
-    children: dict[str, str] = attrs.field(factory=dict)
+    children: dict[str, str] = NOTHING
     "Workflows of the attached child instances, by path."
-    child_seqs: dict[str, int] = attrs.field(factory=dict)
+    child_seqs: dict[str, int] = NOTHING
     "Sequence numbers of the records by which child instances were started, by path."
-    detached: dict[str, str] = attrs.field(factory=dict)
+    detached: dict[str, str] = NOTHING
     "Workflows of the detached child instances, by path."
-    compensations: dict[str, int] = attrs.field(factory=dict)
+    compensations: dict[str, int] = NOTHING
     "Sequence numbers of the registrations, by path, in the order in which they were made."
     compensating: CompensationBegun | None = None
     "How the instance is to end once its compensations have run, if they have begun."
@@ -149,13 +148,13 @@ class Journal:
     "How the instance ended, if it has."
     base_generation: int = 0
     "How often the instance was begun anew."
-    forgets: dict[str, int] = attrs.field(factory=dict)
+    forgets: dict[str, int] = NOTHING
     "How often each path was forgotten."
     prunes: bool = False
     "Whether what is recorded within a branch is dropped once its outcome is recorded: no run asks for it any more."
-    thinned: set[str] = attrs.field(factory=set[str], eq=False)
+    thinned: dict[str, None] = attrs.field(default=NOTHING, eq=False)
     "Fan-outs of whose children something was dropped that a run may ask for again."
-    _below: dict[str, set[str]] = attrs.field(factory=dict[str, "set[str]"], eq=False, repr=False)
+    _below: dict[str, set[str]] = attrs.field(default=NOTHING, eq=False, repr=False)
     "For each path that contains others, those just below it."
 
     # Taking in -----------------------------------------------------------------------------------------------
@@ -187,12 +186,15 @@ class Journal:
             if below is not None:
                 below.add(path)
                 return
-            self._below[containing] = {path}
+            self._below = put(self._below, containing, {path})
             path = containing
 
     def _note_item(self, path: str, index: int, digest: str) -> None:
         fan_out, name = _split(path)
-        items = self.fan_outs.setdefault(fan_out, FanOutItems())
+        items = self.fan_outs.get(fan_out)
+        if items is None:
+            items = FanOutItems()
+            self.fan_outs = put(self.fan_outs, fan_out, items)
         items.digests[name] = digest
         items.indexes[name] = index
 
@@ -222,7 +224,7 @@ class Journal:
         for path in record.cleared:
             self._clear(path)
         for path in record.forgotten:
-            self.forgets[path] = self.forgets.get(path, 0) + 1
+            self.forgets = put(self.forgets, path, self.forgets.get(path, 0) + 1)
             self._drop(path)
 
     def _request_cancel(self, record: CancelRequested) -> None:
@@ -242,72 +244,72 @@ class Journal:
 
     def _take_step(self, record: StepCompleted | StepFailed) -> None:
         path = record.path
-        self.memos[path] = record
+        self.memos = put(self.memos, path, record)
         self.suspended = None
         if self.attempts:
             self.attempts.pop(path, None)
-            self.abandoned.discard(path)
+            self.abandoned.pop(path, None)
         if self.intents:
             intent = self.intents.pop(path, None)
             if intent is not None and isinstance(record, StepFailed) and record.failure is StepFailure.SERIALIZATION:
-                self.unstored[path] = intent
+                self.unstored = put(self.unstored, path, intent)
 
     def _take_attempt(self, record: AttemptFailed) -> None:
-        self.attempts[record.path] = record
-        self.abandoned.discard(record.path)
+        self.attempts = put(self.attempts, record.path, record)
+        self.abandoned.pop(record.path, None)
         self.suspended = None
 
     def _take_intent(self, record: IntentRecorded) -> None:
-        self.intents[record.path] = record
+        self.intents = put(self.intents, record.path, record)
         self.suspended = None
 
     def _withdraw_intent(self, record: IntentWithdrawn) -> None:
         self.intents.pop(record.path, None)
         # What the probe tried was about the effect that did not happen.
         self.attempts.pop(record.path, None)
-        self.abandoned.discard(record.path)
+        self.abandoned.pop(record.path, None)
         self.suspended = None
 
     def _start_wait(self, record: WaitStarted) -> None:
-        self.waits[record.path] = record
-        self.abandoned.discard(record.path)
+        self.waits = put(self.waits, record.path, record)
+        self.abandoned.pop(record.path, None)
         self.suspended = None
 
     def _abandon_wait(self, record: WaitAbandoned) -> None:
-        self.abandoned.add(record.path)
+        self.abandoned = put(self.abandoned, record.path, None)
         self.suspended = None
 
     def _keep_signal(self, record: SignalKept) -> None:
-        self.kept[record.path] = record
+        self.kept = put(self.kept, record.path, record)
         # If the body got there meanwhile, it does not wait there any more.
         self.waits.pop(record.path, None)
-        self.abandoned.discard(record.path)
+        self.abandoned.pop(record.path, None)
 
     def _end_wait(self, record: SignalReceived | SuspendTimedOut | SleepEnded) -> None:
         path = record.path
-        self.memos[path] = record
+        self.memos = put(self.memos, path, record)
         self.waits.pop(path, None)
         self.kept.pop(path, None)
-        self.abandoned.discard(path)
+        self.abandoned.pop(path, None)
         self.suspended = None
 
     def _start_scope(self, record: ScopeStarted) -> None:
-        self.scopes[record.path] = record
+        self.scopes = put(self.scopes, record.path, record)
         self.suspended = None
 
     def _take_outcome(self, record: ScopeEnded | FanOutFailed | CallCompleted | CallFailed) -> None:
-        self.memos[record.path] = record
+        self.memos = put(self.memos, record.path, record)
         self.suspended = None
 
     def _start_branch(self, record: BranchStarted) -> None:
         self._note_item(record.path, record.index, record.digest)
         self.suspended = None
         if record.workflow is not None:
-            self.children[record.path] = record.workflow
-            self.child_seqs[record.path] = record.seq
+            self.children = put(self.children, record.path, record.workflow)
+            self.child_seqs = put(self.child_seqs, record.path, record.seq)
 
     def _end_branch(self, record: BranchCompleted | BranchFailed) -> None:
-        self.memos[record.path] = record
+        self.memos = put(self.memos, record.path, record)
         self.suspended = None
         if record.digest is not None:
             self._note_item(record.path, record.index, record.digest)
@@ -315,12 +317,15 @@ class Journal:
             self._prune(record.path)
 
     def _start_child(self, record: ChildStarted) -> None:
-        (self.detached if record.detached else self.children)[record.path] = record.workflow
-        self.child_seqs[record.path] = record.seq
+        if record.detached:
+            self.detached = put(self.detached, record.path, record.workflow)
+        else:
+            self.children = put(self.children, record.path, record.workflow)
+        self.child_seqs = put(self.child_seqs, record.path, record.seq)
         self.suspended = None
 
     def _register_compensation(self, record: CompensationRegistered) -> None:
-        self.compensations[record.path] = record.seq
+        self.compensations = put(self.compensations, record.path, record.seq)
         self.suspended = None
 
     def _begin_compensation(self, record: CompensationBegun) -> None:
@@ -520,7 +525,7 @@ class Journal:
         items = self.fan_outs[fan_out]
         name = child[len(fan_out) + 1 :]
         del items.digests[name], items.indexes[name]
-        self.thinned.add(fan_out)
+        self.thinned = put(self.thinned, fan_out, None)
 
     def drop_served(self, fan_out: str) -> None:
         """
@@ -532,21 +537,21 @@ class Journal:
         self._remove_decided(self._take_below(fan_out))
         items.digests.clear()
         items.indexes.clear()
-        self.thinned.add(fan_out)
+        self.thinned = put(self.thinned, fan_out, None)
 
     def restore_children(self, fan_out: str, full: Journal) -> None:
         """
         Take over from a journal that has all records what this one has dropped of the children of a fan-out.
         """
         items = full.fan_outs[fan_out]
-        self.fan_outs[fan_out] = items
+        self.fan_outs = put(self.fan_outs, fan_out, items)
         for name in items.digests:
             path = fan_out + SEPARATOR + name
             memo = full.memos.get(path)
             if memo is not None:
                 self._note_path(path)
-                self.memos[path] = memo
-        self.thinned.discard(fan_out)
+                self.memos = put(self.memos, path, memo)
+        self.thinned.pop(fan_out, None)
 
     def _prune(self, branch: str) -> None:
         within = self._list_below(branch)
@@ -574,16 +579,16 @@ class Journal:
         self._remove(gone)
         for path, workflow in left.items():
             self._note_path(path)
-            self.children[path] = workflow
-            self.abandoned.add(path)
+            self.children = put(self.children, path, workflow)
+            self.abandoned = put(self.abandoned, path, None)
 
     def _remove(self, gone: Iterable[str]) -> None:
         """Remove all that is recorded at these paths."""
         for path in gone:
             for paths in self._by_path():
-                _remove_from(paths, path)
+                paths.pop(path, None)
 
-    def _by_path(self) -> tuple[_ByPath, ...]:
+    def _by_path(self) -> tuple[dict[str, Any], ...]:
         return (
             self.memos,
             self.attempts,
@@ -603,11 +608,12 @@ class Journal:
 
     def _clear(self, path: str) -> None:
         """Give a recorded failure another try. What was done within it stands, and so do a call's child instances."""
-        for paths in (self.memos, self.attempts, self.waits, self.abandoned, self.scopes):
-            _remove_from(paths, path)
+        tried: tuple[dict[str, Any], ...] = (self.memos, self.attempts, self.waits, self.abandoned, self.scopes)
+        for paths in tried:
+            paths.pop(path, None)
         if path in self.unstored:
             # It must not happen once more: somebody has to tell its value.
-            self.intents[path] = self.unstored.pop(path)
+            self.intents = put(self.intents, path, self.unstored.pop(path))
 
     def _drop(self, path: str) -> None:
         """Forget a path with all below it, and the outcomes that contain it. What else they contain stands."""
@@ -619,13 +625,6 @@ class Journal:
         if items is not None:
             items.digests.pop(name, None)
             items.indexes.pop(name, None)
-
-
-def _remove_from(paths: _ByPath, path: str) -> None:
-    if isinstance(paths, set):
-        paths.discard(path)
-    else:
-        paths.pop(path, None)
 
 
 def _split(path: str) -> tuple[str, str]:

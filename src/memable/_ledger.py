@@ -5,10 +5,11 @@ The records that one run makes: numbered, on their way to the store, and taken i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import trio
 
+from ._activity import RunWatcher
 from ._errors import StorageError
 from ._journal import Journal
 from ._records import CancelRequested, InstanceRecord, InstanceSuspended, SignalKept
@@ -28,16 +29,16 @@ class Ledger:
         "_in_flight",
         "_journal",
         "_number",
-        "_on_settled",
         "_seq",
         "_services",
         "_settled",
         "_unapplied",
+        "_watcher",
         "failure",
         "is_suspended",
     )
 
-    def __init__(self, services: Services, journal: Journal, seq: int, on_settled: Callable[[], None]) -> None:
+    def __init__(self, services: Services, journal: Journal, seq: int, watcher: RunWatcher) -> None:
         """
         Begin behind what is recorded.
 
@@ -45,7 +46,7 @@ class Ledger:
             services: The engine's.
             journal: The instance's; takes in what is durable.
             seq: Sequence number of the newest record.
-            on_settled: Called when nothing is on its way any more.
+            watcher: Told when nothing is on its way any more.
         """
         self.failure: StorageError | None = None
         "Why a record could not be made durable, if that is so."
@@ -55,8 +56,9 @@ class Ledger:
         self._journal = journal
         self._number = journal.started.instance
         self._seq = seq
-        self._on_settled = on_settled
-        self._unapplied: deque[InstanceRecord] = deque()
+        self._watcher = watcher
+        self._unapplied: deque[InstanceRecord] | None = None
+        # Made when it is needed: an empty one takes 760 bytes.
         self._in_flight = 0
         self._settled: trio.Event | None = None
 
@@ -105,6 +107,8 @@ class Ledger:
         """
         self._in_flight += 1
         newest = 0
+        if self._unapplied is None:
+            self._unapplied = deque()
         for record in records:
             if record.instance == self._number:
                 self._unapplied.append(record)
@@ -125,7 +129,7 @@ class Ledger:
         if self._settled is not None:
             self._settled.set()
         if self.is_suspended:
-            self._on_settled()
+            self._watcher.note_settled()
 
     def take_in(self, newest: int) -> None:
         """
@@ -134,6 +138,8 @@ class Ledger:
         # What was queued before is durable, too, but the tasks that wait for it are woken in no promised order.
         while self._unapplied and self._unapplied[0].seq <= newest:
             self._journal.apply(self._unapplied.popleft())
+        if not self._unapplied:
+            self._unapplied = None
 
     async def wait_settled(self) -> None:
         """

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from ._journal import Journal
+from ._sparse import NOTHING, put
 
 
 class Recorded(Protocol):
@@ -41,8 +42,8 @@ class Replay:
         """
         self.is_on: bool = not is_first
         "Whether an earlier run has been here, as far as is known."
-        self._unasked: set[str] = set() if is_first else journal.asked_paths()
-        self._unserved: dict[str, int] = {} if is_first else _unserved_paths(journal, is_memo_only)
+        self._unasked: dict[str, None] = NOTHING if is_first else dict.fromkeys(journal.asked_paths())
+        self._unserved: dict[str, int] = NOTHING if is_first else _unserved_paths(journal, is_memo_only)
         self._serving = 0
 
     @property
@@ -56,8 +57,7 @@ class Replay:
         """
         Take note that what is recorded at *path* was asked for.
         """
-        if self._unasked:
-            self._unasked.discard(path)
+        self._unasked.pop(path, None)
 
     def return_(self, path: str) -> None:
         """
@@ -80,7 +80,7 @@ class Replay:
             seqs = [records[path].seq for records in begun if path in records]
             seqs.append(journal.child_seqs.get(path, 0))
             if all(not seq or after < seq < before for seq in seqs) and any(seqs):
-                self._unasked.discard(path)
+                del self._unasked[path]
 
     def begin_serving(self) -> None:
         """
@@ -98,7 +98,7 @@ class Replay:
         """
         Take note of a memo whose outcome is not told yet: that of a scope, until it is left.
         """
-        self._unserved[path] = seq
+        self._unserved = put(self._unserved, path, seq)
 
     def has_unserved(self, prefix: str, after: int, before: float) -> bool:
         """

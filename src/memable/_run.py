@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn, Protocol, TypeAlias, TypeVar, cast
 import attrs
 import trio
 
-from ._activity import Activity
+from ._activity import Activity, RunWatcher
 from ._decide import RunFacts
 from ._errors import (
     DuplicateKeyError,
@@ -45,6 +45,7 @@ from ._records import (
 from ._related import related_to
 from ._replay import Replay
 from ._services import Services
+from ._sparse import NOTHING, put
 from ._states import InProgress, Started, Suspended, WorkflowState
 from ._times import utc_datetime
 from ._wait import Wait
@@ -104,7 +105,7 @@ class OpenScope(Protocol):
         ...
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, weakref_slot=False)
 class Place:
     """
     Where in an instance keys are used: the body, or one child of a fan-out.
@@ -116,7 +117,7 @@ class Place:
     "The place of the fan-out that it is a child of."
     beginning: dict[str, Any] | None = None
     "For a child of a fan-out whose beginning is not recorded yet, what to record: it goes with its first record."
-    claims: set[str] = attrs.field(factory=set[str], init=False)
+    claims: dict[str, None] = attrs.field(default=NOTHING, init=False)
     "Paths in use, or used."
     is_over: bool = attrs.field(default=False, init=False)
 
@@ -146,7 +147,10 @@ async def call_unprotected(fn: Callable[..., Awaitable[Any]], *args: object) -> 
     """
     Call the user's function so that control-C can interrupt it, unlike memable's own code around it.
     """
-    return await fn(*args)
+    awaitable = fn(*args)
+    # They belong to the function: while it runs, it alone says how long they are kept.
+    del args
+    return await awaitable
 
 
 class Run:
@@ -155,20 +159,20 @@ class Run:
     """
 
     __slots__ = (
-        "__weakref__",
         "_compensator",
         "_decided",
         "_ended",
         "_failed_nurseries",
         "_header",
         "_held",
+        "_left",
         "_may_have_turned_away",
-        "_on_change",
         "_pausing",
         "_pending_message",
         "_recorded_message",
         "_state_left",
         "_undecided",
+        "_watcher",
         "activity",
         "body_task",
         "cancel_request",
@@ -183,7 +187,6 @@ class Run:
         "last_progress_at",
         "leaving",
         "ledger",
-        "left",
         "message",
         "open_scopes",
         "output",
@@ -198,12 +201,12 @@ class Run:
         self,
         services: Services,
         host: Any,
+        watcher: RunWatcher,
         header: InstanceHeader,
         journal: Journal,
         *,
         is_first: bool,
         is_memo_only: bool = False,
-        on_change: Callable[[], None],
     ) -> None:
         """
         Prepare a run over a journal.
@@ -211,24 +214,22 @@ class Run:
         Args:
             services: The engine's.
             host: Keeps the runs: what a run asks for child instances.
+            watcher: Told when the run's state, as seen from outside, has changed.
             header: The instance's, live.
             journal: What is recorded so far.
             is_first: Whether the instance has never run before.
             is_memo_only: Whether the body only runs to register its compensations again: an operation without a memo
                 does not return.
-            on_change: Called when the run's state, as seen from outside, has changed.
         """
         self.services: Services = services
-        self.activity: Activity = Activity(on_change)
-        self.ledger: Ledger = Ledger(services, journal, header.seq, self._on_settled)
+        self.activity: Activity = Activity(watcher)
+        self.ledger: Ledger = Ledger(services, journal, header.seq, watcher)
         self.replay: Replay = Replay(journal, is_first=is_first, is_memo_only=is_memo_only)
         self.host: Any = host
         self.journal: Journal = journal
         self.scope: trio.CancelScope = trio.CancelScope(shield=True)
         "Around the body, then around the compensations. Shielded: the engine alone decides when a run is unwound."
         self.leaving: Leaving | None = None
-        self.left: trio.Event = trio.Event()
-        "Set when the body is being unwound."
         self.code_error: WorkflowCodeError | None = None
         self.cancel_request: CancelRequested | None = journal.cancel_requested
         self.is_ending: bool = journal.compensating is not None
@@ -242,30 +243,32 @@ class Run:
         self.body_task: trio.lowlevel.Task | None = None
         self.place: Place = Place()
         "Of the body."
-        self.deciding: set[str] = set()
+        self.deciding: dict[str, None] = NOTHING
         "Paths of waits whose outcome is on its way to the store."
-        self.turning_away: set[str] = set()
+        self.turning_away: dict[str, None] = NOTHING
         "Paths of waits of earlier runs that an expired scope is about to end."
-        self.open_scopes: dict[str, OpenScope] = {}
+        self.open_scopes: dict[str, OpenScope] = NOTHING
         "Durable cancel scopes that are entered, by path."
-        self.compensations: dict[str, Any] = {}
+        self.compensations: dict[str, Any] = NOTHING
         "What is registered in this run, by path."
         self.last_progress_at: float = services.clock.now()
         self._header = header
         self._recorded_message = journal.message
         self._pending_message: str | None = None
-        self._undecided: set[str] = set()
-        self._held: set[trio.lowlevel.Task] = set()
-        self._pausing: set[trio.lowlevel.Task] = set()
+        self._undecided: dict[str, None] = NOTHING
+        self._held: dict[trio.lowlevel.Task, None] = NOTHING
+        self._pausing: dict[trio.lowlevel.Task, None] = NOTHING
         "Those that wait, within a fan-out, for its children."
-        self._failed_nurseries: dict[trio.Nursery, bool] = {}
+        self._failed_nurseries: dict[trio.Nursery, bool] = NOTHING
         "Of fan-outs whose failure is recorded, outermost first, and whether their children are being unwound."
+        self._left: trio.Event | None = None
+        "Set when the body is being unwound. Made when somebody waits for it."
         self._state_left: WorkflowState | None = None
         self._may_have_turned_away = not is_first
         self._decided: trio.Event | None = None
         self._compensator: trio.lowlevel.Task | None = None
         self._ended = False
-        self._on_change = on_change
+        self._watcher = watcher
 
     # What others may know ------------------------------------------------------------------------------------
 
@@ -354,7 +357,7 @@ class Run:
 
     def _waits_in_order(self) -> list[Wait]:
         """Return what is waited for, the longest-waiting first: as the journal has it, whenever this run got there."""
-        return sorted(self.activity.waits.values(), key=lambda wait: wait.since)
+        return sorted(self.activity.waits, key=lambda wait: wait.since)
 
     def facts(self, exc: BaseException | None) -> RunFacts:
         """
@@ -419,7 +422,7 @@ class Run:
             if isinstance(error, WorkflowCodeError) and not isinstance(error, NestedStepError):
                 self.blame(error)
             raise error from None
-        place.claims.add(path)
+        place.claims = put(place.claims, path, None)
         self.replay.return_(path)
         if self.is_memo_only or self.open_scopes:
             self.last_progress_at = self.services.clock.now()
@@ -456,21 +459,21 @@ class Run:
         """
         Give *path* back: its use has ended without a record.
         """
-        place.claims.discard(path)
+        place.claims.pop(path, None)
         self._may_have_turned_away = True
 
     def begin_deciding(self, path: str) -> None:
         """
         Take note that the outcome of a wait is on its way to the store: it takes no other.
         """
-        self.deciding.add(path)
+        self.deciding = put(self.deciding, path, None)
 
     def end_deciding(self, path: str) -> None:
         """
         Take note that the outcome of a wait is durable, or has come to nothing.
         """
-        self.deciding.discard(path)
-        if path not in self._undecided and path not in self.activity.waits:
+        self.deciding.pop(path, None)
+        if path not in self._undecided and self.activity.find_wait(path) is None:
             # The body has not got there: it is to be returned even if a scope around it has expired.
             memo = self.journal.memos.get(path) or self.journal.kept.get(path)
             if memo is not None:
@@ -481,9 +484,9 @@ class Run:
         if not self.deciding:
             for scope in list(self.open_scopes.values()):
                 scope.on_decided()
-            if self.is_passivable and path not in self.activity.waits:
+            if self.is_passivable and self.activity.find_wait(path) is None:
                 # It began to wait meanwhile, and could be neither recorded as suspended nor unwound.
-                self._on_change()
+                self._watcher.note_change()
 
     async def wait_decided(self, path: str) -> None:
         """
@@ -492,7 +495,7 @@ class Run:
         if path not in self.deciding:
             return
         self.replay.begin_serving()
-        self._undecided.add(path)
+        self._undecided = put(self._undecided, path, None)
         try:
             while path in self.deciding:
                 if self._decided is None:
@@ -500,13 +503,14 @@ class Run:
                 await self._decided.wait()
         finally:
             self.replay.end_serving()
-            self._undecided.discard(path)
+            self._undecided.pop(path, None)
 
     def turn_away(self, scope: OpenScope) -> None:
         """
         Take note that an expired scope ends the waits inside it: a signal that comes from now on is too late.
         """
-        self.turning_away.update(self.activity.waits_within(scope))
+        for path in self.activity.waits_within(scope):
+            self.turning_away = put(self.turning_away, path, None)
 
     def is_in_expired_scope(self) -> bool:
         """
@@ -621,28 +625,35 @@ class Run:
         """
         Take note that the current task waits for the children of its fan-out; return whether it is a branch.
         """
-        self._pausing.add(trio.lowlevel.current_task())
+        self._pausing = put(self._pausing, trio.lowlevel.current_task(), None)
         return self.activity.pause_branch()
 
     def end_pause(self, task: trio.lowlevel.Task, is_branch: bool) -> None:
         """
         Take note that a task does not wait for the children of its fan-out any more.
         """
-        self._pausing.discard(task)
+        self._pausing.pop(task, None)
         self.activity.resume_branch(is_branch)
 
     async def _hold(self) -> None:
         """Wait until the body is unwound."""
         task = trio.lowlevel.current_task()
         is_branch = self.activity.pause_branch()
-        self._held.add(task)
+        self._held = put(self._held, task, None)
         try:
             self.check_memo_only()
-            await self.left.wait()
+            await self._wait_left()
             await trio.lowlevel.checkpoint_if_cancelled()
         finally:
-            self._held.discard(task)
+            self._held.pop(task, None)
             self.activity.resume_branch(is_branch)
+
+    async def _wait_left(self) -> None:
+        if self._left is None:
+            self._left = trio.Event()
+            if self.leaving is not None:
+                self._left.set()
+        await self._left.wait()
 
     def check_memo_only(self, *, is_at_end: bool = False) -> None:
         """
@@ -682,7 +693,7 @@ class Run:
 
         To be followed by ``end_children`` when the nursery is closed.
         """
-        self._failed_nurseries[nursery] = False
+        self._failed_nurseries = put(self._failed_nurseries, nursery, False)
         self.check_memo_only()
 
     def end_children(self, nursery: trio.Nursery) -> None:
@@ -721,11 +732,6 @@ class Run:
                 return True
         return False
 
-    def _on_settled(self) -> None:
-        if self.may_be_passivated:
-            # It could not be while something was on its way.
-            self._on_change()
-
     def run_ended(self, operation: str) -> RunEndedError:
         """
         Return the error to raise for an operation that comes too late.
@@ -745,34 +751,42 @@ class Run:
         """
         await self.ledger.append((self._awakening(),))
 
-    async def wait(self, wait: Wait) -> None:
+    @trio.lowlevel.enable_ki_protection
+    def begin_wait(self, wait: Wait) -> bool:
         """
-        Wait until ``wake`` ends the wait, its deadline passes (it is overdue then), or the run is unwound.
+        Take note that the current task is about to sleep, to be followed by that and by ``end_wait``.
 
-        A checkpoint.
+        It is woken when the wait is, when its deadline passes (it is overdue then), and when the run is unwound.
+
+        Returns:
+            Whether there is anything to wait for; if not, the caller owes a checkpoint, and nothing else.
         """
         if wait.deadline is not None and wait.deadline <= self.services.clock.now() and wait.path not in self.deciding:
             # Not to be seen as waiting: what was woken by its deadline has only got there again.
             wait.is_overdue = True
-            await trio.lowlevel.checkpoint()
-            return
+            return False
         wait.scopes = durable_scopes.get()
         # A deadline of trio's around it would begin anew: it must not count more often than the process dies.
         wait.is_pinned = -math.inf < trio.current_effective_deadline() < math.inf
-        timer = None
         if wait.deadline is not None:
+            wait.timer = self.services.timers.arm(wait.deadline, self._expire, wait)
+        self.activity.begin_wait(wait)
+        return True
 
-            def expire() -> None:
-                if wait.path not in self.deciding:
-                    wait.is_overdue = True
-                    self.activity.wake(wait)
+    @trio.lowlevel.enable_ki_protection
+    def end_wait(self, wait: Wait) -> None:
+        """
+        Take note that the task of a wait goes on.
+        """
+        self.activity.end_wait(wait)
+        if wait.timer is not None:
+            wait.timer.cancel()
+            wait.timer = None
 
-            timer = self.services.timers.arm(wait.deadline, expire)
-        try:
-            await self.activity.wait(wait)
-        finally:
-            if timer is not None:
-                timer.cancel()
+    def _expire(self, wait: Wait) -> None:
+        if wait.path not in self.deciding:
+            wait.is_overdue = True
+            self.activity.wake(wait)
 
     def suspension(self) -> list[InstanceRecord]:
         """
@@ -787,10 +801,11 @@ class Run:
                     instance=self._header.number, seq=self.ledger.next_seq(), at=self.services.clock.now(), path=path
                 )
                 for path in self.journal.waiting_paths()
-                if path not in self.activity.waits
+                if self.activity.find_wait(path) is None
             )
-        first = self._waits_in_order()[0]
-        deadlines = [wait.deadline for wait in self.activity.waits.values()]
+        waits = self._waits_in_order()
+        first = waits[0]
+        deadlines = [wait.deadline for wait in waits]
         deadlines += [scope.deadline for scope in self.open_scopes.values()]
         suspended = InstanceSuspended(
             instance=self._header.number,
@@ -799,7 +814,7 @@ class Run:
             path=first.path,
             wake_at=min((deadline for deadline in deadlines if deadline is not None), default=None),
             note=first.note,
-            awaits_children=any(wait.is_for_child for wait in self.activity.waits.values()),
+            awaits_children=any(wait.is_for_child for wait in waits),
             status=self.take_status(),
         )
         return [*records, suspended]
@@ -826,7 +841,7 @@ class Run:
     def _announce_pending(self) -> None:
         if self._pending_message is not None and self._pending_message != self.message:
             self.message = self._pending_message
-            self._on_change()
+            self._watcher.note_change()
         self._pending_message = None
 
     # Records -------------------------------------------------------------------------------------------------
@@ -953,9 +968,10 @@ class Run:
                 self._state_left = self.state()
             self.leaving = leaving
         self.scope.cancel()
-        self.left.set()
+        if self._left is not None:
+            self._left.set()
         self.activity.wake_all()
-        self._on_change()
+        self._watcher.note_change()
 
     def begin_body(self) -> None:
         """
@@ -984,13 +1000,13 @@ class Run:
         self.scope = trio.CancelScope(shield=True)
         if self.leaving != "stopping":
             self.leaving = None
-            self.left = trio.Event()
+            self._left = None
         else:
             self.scope.cancel()
         self._compensator = trio.lowlevel.current_task()
         self.activity.enter_branch()
         # Signals that waited for what becomes of the body are told now.
-        self._on_change()
+        self._watcher.note_change()
 
     def _is_compensating(self) -> bool:
         return self._compensator is not None and trio.lowlevel.current_task() is self._compensator

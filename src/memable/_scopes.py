@@ -16,6 +16,7 @@ from ._decide import is_recorded_failure
 from ._errors import MemableError
 from ._records import ScopeEnded, ScopeStarted
 from ._run import OpenScope, Place, Run, durable_scopes, is_time
+from ._sparse import put
 from ._step import refuse
 from ._timers import Timer
 from ._times import utc_datetime
@@ -170,7 +171,7 @@ class DurableScope:
         self._scope.__enter__()
         self._outer = durable_scopes.get()
         durable_scopes.set((*self._outer, self))
-        self._run.open_scopes[self._path] = self
+        self._run.open_scopes = put(self._run.open_scopes, self._path, self)
         if self._decided:
             self._expire()
         elif self._decided is None and self._deadline is not None:

@@ -37,6 +37,7 @@ from ._records import (
 )
 from ._run import Run
 from ._services import Services
+from ._sparse import put
 from ._states import MetadataStatus
 from ._supervisor import Supervisor
 from ._suspend_point import SuspendPoint
@@ -157,7 +158,7 @@ class Answers:
                 raise run.ledger.failure
         finally:
             run.end_deciding(path)
-        wait = run.activity.waits.get(path)
+        wait = run.activity.find_wait(path)
         if wait is not None:
             run.activity.wake(wait)
 
@@ -250,18 +251,18 @@ class Answers:
     @trio.lowlevel.enable_ki_protection
     async def _settle_run(self, entry: Entry, run: Run, path: str, answer: Any, kind: str) -> None:
         """Answer while the run waits until it may ask the probe again."""
-        if path not in run.journal.intents or path not in run.activity.waits or path in run.deciding:
+        if path not in run.journal.intents or run.activity.find_wait(path) is None or path in run.deciding:
             reason = "the instance runs, and does not wait to be told; wait until it is Blocked at the step"
             raise self._rejected(entry, path, reason)
         record = self._settlement(entry, run.journal, path, answer, kind)
-        run.deciding.add(path)
+        run.deciding = put(run.deciding, path, None)
         try:
             if not await run.ledger.append((attrs.evolve(record, seq=run.ledger.next_seq()),)):
                 assert run.ledger.failure is not None
                 raise run.ledger.failure
         finally:
-            run.deciding.discard(path)
-        wait = run.activity.waits.get(path)
+            run.deciding.pop(path, None)
+        wait = run.activity.find_wait(path)
         if wait is not None:
             run.activity.wake(wait)
 

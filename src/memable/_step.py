@@ -290,14 +290,21 @@ async def wait_or_abandon(run: Run, place: Place, operation: str, wait: Wait) ->
         RunEndedError: The run is being unwound, and the caller is shielded from that.
     """
     try:
-        await run.wait(wait)
+        # Not by way of a function of its own: what waits is to be small, there may be thousands.
+        if run.begin_wait(wait):
+            try:
+                await trio.lowlevel.wait_task_rescheduled(wait.abort)
+            finally:
+                run.end_wait(wait)
+        else:
+            await trio.lowlevel.checkpoint()
     except trio.Cancelled:
         if run.leaving is None and not run.is_over and wait.path not in run.deciding and not run.is_memo_only:
             await run.record(operation, place, WaitAbandoned, path=wait.path)
         raise
     finally:
         # From here on the journal says whether a signal can still reach it.
-        run.turning_away.discard(wait.path)
+        run.turning_away.pop(wait.path, None)
     if run.leaving is not None or run.is_over:
         await trio.lowlevel.checkpoint_if_cancelled()
         raise run.run_ended(operation)
@@ -433,9 +440,8 @@ async def _attempt(run: Run, path: str, step: Step, annotation: Any, attempt: in
     except Exception as exc:  # noqa: BLE001 - a step may fail with anything
         return await _judge(run, path, step, exc, attempt)
     try:
-        encoded = codec.encode(value, annotation)
         # What the first run sees is what every replay sees, so it is read back before it counts.
-        value = codec.decode(encoded, annotation)
+        encoded, value = codec.encode_and_read_back(value, annotation)
     except SerializationError as error:
         return _unencodable(error.problem)
     except TypeMismatchError as error:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import trio
 
 from ._context import Context
 from ._definition import Workflow
-from ._drive import drive
+from ._drive import BodyCall
 from ._entry import Entry
 from ._errors import InstanceNotFoundError, MisuseError, StorageError, TypeMismatchError, WorkflowBlockedError
 from ._header import InstanceHeader
@@ -30,6 +30,9 @@ from ._states import MetadataStatus
 from ._timers import Timer
 
 logger = logging.getLogger("memable")
+
+#: What the task of each run is called, for people who look at tasks.
+TASK_NAME = "memable._supervisor.Supervisor._run"
 
 
 class Supervisor:
@@ -70,7 +73,8 @@ class Supervisor:
         self._on_end = on_end
         self._alarms: dict[int, Timer] = {}
         "Of the instances that are suspended without a run, by number."
-        self._entries: WeakValueDictionary[tuple[str, str], Entry] = WeakValueDictionary()
+        self._entries: dict[str, WeakValueDictionary[str, Entry]] = {}
+        "By workflow and instance id."
         # Ordered, so that what is told to all is told in the same order each time.
         self._live: dict[Entry, None] = {}
         self._active: dict[Entry, None] = {}
@@ -93,14 +97,17 @@ class Supervisor:
         """
         Return what is kept in memory of an instance, if anything is.
         """
-        return self._entries.get((workflow, instance_id))
+        entries = self._entries.get(workflow)
+        return None if entries is None else entries.get(instance_id)
 
     def new_entry(self, workflow: str, instance_id: str, header: InstanceHeader | None) -> Entry:
         """
         Begin to keep an instance in memory, for as long as somebody refers to it.
         """
-        entry = Entry(workflow, instance_id, header)
-        self._entries[workflow, instance_id] = entry
+        entry = Entry(workflow, instance_id, header, self)
+        if workflow not in self._entries:
+            self._entries[workflow] = WeakValueDictionary()
+        self._entries[workflow][instance_id] = entry
         return entry
 
     def entry_of(self, header: InstanceHeader) -> Entry:
@@ -115,8 +122,8 @@ class Supervisor:
         Forget an instance that the store has no more.
         """
         entry.is_removed = True
-        if self._entries.get((entry.workflow, entry.instance_id)) is entry:
-            del self._entries[entry.workflow, entry.instance_id]
+        if self.known_entry(entry.workflow, entry.instance_id) is entry:
+            del self._entries[entry.workflow][entry.instance_id]
 
     # Runs ----------------------------------------------------------------------------------------------------
 
@@ -142,36 +149,64 @@ class Supervisor:
             alarm.cancel()
         self._live[entry] = None
         self._active[entry] = None
-        self._context.run(self._nursery.start_soon, self._run, entry, journal, is_first, is_wake)
+        # Named, lest each task make a text of its own.
+        start_soon = partial(self._nursery.start_soon, name=TASK_NAME)
+        self._context.run(start_soon, self._run, entry, journal, is_first, is_wake)
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self, entry: Entry, journal: Journal | None, is_first: bool, is_wake: bool) -> None:
-        fatal: list[BaseException] = []
-        run: Run | None = None
-        # The engine alone decides when a run is unwound, and lets it bring to its end what was begun.
+        # The engine alone decides when a run is unwound, and lets it bring to its end what was begun: all that is
+        # awaited here is shielded, but by one scope after the other, with no checkpoint between them. A scope around
+        # all would cost each run 750 bytes, and so would what is called by way of another function, or kept here, half
+        # as much: this is there for as long as the body is.
+        run = await self._begin_run(entry, journal, is_first=is_first, is_wake=is_wake)
+        del journal
+        while run is not None:
+            call = BodyCall(run)
+            try:
+                with run.scope:
+                    if not run.scope.cancel_called:
+                        call.returned = (await self._call_body(run),)
+            except BaseException as exc:  # noqa: BLE001 - nothing of it is lost
+                call.exc = exc
+            run = await self._end_run(entry, call)
+
+    async def _begin_run(self, entry: Entry, journal: Journal | None, *, is_first: bool, is_wake: bool) -> Run | None:
+        """Prepare the first run of a task; return None if that failed."""
+        try:
+            if is_wake:
+                with trio.CancelScope(shield=True):
+                    await self._record_wake(entry.header)
+            if journal is None:
+                journal = await self._load(entry)
+            return self._prepare(entry, journal, is_first=is_first, is_memo_only=False)
+        except BaseException as error:  # noqa: BLE001 - comes out of the user's block
+            with trio.CancelScope(shield=True):
+                await self._after_run(entry, (error,))
+            return None
+
+    async def _end_run(self, entry: Entry, call: BodyCall) -> Run | None:
+        """See to what follows a run; return the one that is to follow it at once, if one is."""
+        following: Run | None = None
+        fatal: tuple[BaseException, ...] = ()
         with trio.CancelScope(shield=True):
             try:
-                if is_wake:
-                    await self._record_wake(entry.header)
-                needs_run, is_memo_only = True, False
-                while needs_run:
-                    if journal is None:
-                        journal = journal_of(await self.services.store.load(entry.header.number))
-                    run = self._prepare(entry, journal, is_first=is_first, is_memo_only=is_memo_only)
-                    driven = await drive(run, self._body(self.definitions[entry.workflow], run))
-                    fatal.extend(driven.fatal)
-                    await run.ledger.wait_settled()
-                    journal, is_first = None, False
-                    needs_run = is_memo_only = driven.needs_memo_only_run
-            except StorageError as error:
-                fatal.append(error)
-            except Exception as error:  # noqa: BLE001 - comes out of the user's block
-                # Not the body's: memable has a bug. It may not pass silently.
-                fatal.append(error)
-            finally:
-                await self._after_run(entry, run)
-        for leaf in fatal:
-            self.fail(leaf)
+                driven = await call.conclude()
+                fatal = driven.fatal
+                if driven.needs_memo_only_run:
+                    following = self._prepare(entry, await self._load(entry), is_first=False, is_memo_only=True)
+            except BaseException as error:  # noqa: BLE001 - comes out of the user's block
+                # The store failed. Else it is not the body's: memable has a bug. It may not pass silently.
+                fatal += (error,)
+            if following is None:
+                await self._after_run(entry, fatal)
+        return following
+
+    async def _load(self, entry: Entry) -> Journal:
+        records: Sequence[InstanceRecord] = ()
+        with trio.CancelScope(shield=True):
+            records = await self.services.store.load(entry.header.number)
+        return journal_of(records)
 
     async def _record_wake(self, header: InstanceHeader) -> None:
         store, clock = self.services.store, self.services.clock
@@ -186,19 +221,7 @@ class Supervisor:
         )
         if not is_memo_only:
             journal.prune()
-
-        def on_change() -> None:
-            self._on_run_change(entry)
-
-        run = Run(
-            self.services,
-            self,
-            entry.header,
-            journal,
-            is_first=is_first,
-            is_memo_only=is_memo_only,
-            on_change=on_change,
-        )
+        run = Run(self.services, self, entry, entry.header, journal, is_first=is_first, is_memo_only=is_memo_only)
         entry.run = run
         # Whoever wants to cancel the instance may have been waiting for its run.
         entry.notify()
@@ -208,8 +231,8 @@ class Supervisor:
             run.cancel("stopping")
         return run
 
-    async def _after_run(self, entry: Entry, run: Run | None) -> None:
-        header = entry.header
+    async def _after_run(self, entry: Entry, fatal: tuple[BaseException, ...]) -> None:
+        header, run = entry.header, entry.run
         parent = await self._find_parent(header)
         entry.run = None
         entry.is_live = False
@@ -232,6 +255,8 @@ class Supervisor:
         # Before anybody looks: a parent counts as active as soon as its child has ended.
         entry.notify()
         self._notify()
+        for leaf in fatal:
+            self.fail(leaf)
 
     def rerun(self, entry: Entry) -> None:
         """
@@ -280,15 +305,15 @@ class Supervisor:
         """
         if header.wake_at is None:
             return
-
-        def fire() -> None:
-            self._alarms.pop(header.number, None)
-            self.wake(header)
-
         known = self._alarms.pop(header.number, None)
         if known is not None:
             known.cancel()
-        self._alarms[header.number] = self.services.timers.arm(header.wake_at, fire)
+        # The function and not the method, of which there would be one for each: there may be a million.
+        self._alarms[header.number] = self.services.timers.arm(header.wake_at, Supervisor._sound_alarm, self, header)
+
+    def _sound_alarm(self, header: InstanceHeader) -> None:
+        self._alarms.pop(header.number, None)
+        self.wake(header)
 
     def wake(self, header: InstanceHeader) -> None:
         """
@@ -527,20 +552,17 @@ class Supervisor:
         with suppress(StorageError):
             await self.cancel_child(child, reason)
 
-    def _body(self, definition: Workflow[Any, Any], run: Run) -> Callable[[], Awaitable[object]]:
-        annotations = self.services.annotations
-
-        async def body() -> object:
-            try:
-                # Resolved here, where an annotation that cannot be makes the instance Blocked, not the engine fail.
-                run.output = annotations.return_annotation(definition.fn)
-                arguments = self._input(definition, run)
-            except (MisuseError, TypeMismatchError) as error:
-                error.workflow, error.instance_id = run.workflow_name, run.instance_id
-                raise
-            return await call_unprotected(definition.fn, Context(run), *arguments)
-
-        return body
+    def _call_body(self, run: Run) -> Awaitable[object]:
+        """Set ``run.output``, and call the user's function with its context and input; may raise before it does."""
+        definition = self.definitions[run.workflow_name]
+        try:
+            # Resolved here, where an annotation that cannot be makes the instance Blocked, not the engine fail.
+            run.output = self.services.annotations.return_annotation(definition.fn)
+            arguments = self._input(definition, run)
+        except (MisuseError, TypeMismatchError) as error:
+            error.workflow, error.instance_id = run.workflow_name, run.instance_id
+            raise
+        return call_unprotected(definition.fn, Context(run), *arguments)
 
     def _input(self, definition: Workflow[Any, Any], run: Run) -> tuple[object, ...]:
         started = run.journal.started
@@ -560,12 +582,11 @@ class Supervisor:
             ) from None
         return arguments
 
-    def _on_run_change(self, entry: Entry) -> None:
-        run = entry.run
-        if run is None:
-            # A task of somebody else's has noticed only now that the run is over.
-            return
-        if run.is_waiting:
+    def update(self, entry: Entry) -> None:
+        """
+        Take note that the run of an instance has changed.
+        """
+        if entry.run is not None and entry.run.is_waiting:
             self._active.pop(entry, None)
         else:
             self._active[entry] = None
@@ -656,8 +677,9 @@ class Supervisor:
         for entry in list(self._live):
             if entry.run is not None:
                 entry.run.cancel("stopping")
-        for entry in list(self._entries.values()):
-            entry.notify()
+        for entries in list(self._entries.values()):
+            for entry in list(entries.values()):
+                entry.notify()
 
     async def drain(self, timeout_s: float) -> None:
         """

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
+from typing import Any, TypeVarTuple
 
 import attrs
 import trio
@@ -15,17 +16,25 @@ from ._clock import LONGEST_NAP_S, Clock
 #: So many timers are fired in a row before other tasks get their turn: a million may be due after a long night.
 BURST_COUNT = 256
 
+#: One in so many may be cancelled; then they are taken out, all at once, so that each costs but a few steps. What is
+#: unwound while it sleeps leaves one behind, so that a larger share would cost each instance 150 bytes.
+DEAD_SHARE = 4
 
-@attrs.define(eq=False)
+Args = TypeVarTuple("Args")
+
+
+@attrs.define(eq=False, weakref_slot=False)
 class Timer:
     """
     One armed deadline.
     """
 
-    fire: Callable[[], None] | None
+    fire: Callable[..., None] | None
     "What to call, for ``Timers`` alone; None once it was called, or is not to be."
-    _note_cancelled: Callable[[Timer], None]
-    "Tells ``Timers``."
+    args: tuple[Any, ...]
+    "With what."
+    _timers: Timers
+    "What is told when it is cancelled."
 
     def cancel(self) -> None:
         """
@@ -33,7 +42,8 @@ class Timer:
         """
         if self.fire is not None:
             self.fire = None
-            self._note_cancelled(self)
+            self.args = ()
+            self._timers.note_cancelled(self)
 
 
 @attrs.define(eq=False)
@@ -58,15 +68,16 @@ class Timers:
         """
         return len(self._heap) - self._dead_count
 
-    def arm(self, at_unix_s: float, fire: Callable[[], None]) -> Timer:
+    def arm(self, at_unix_s: float, fire: Callable[[*Args], None], *args: *Args) -> Timer:
         """
         Have *fire* called once the clock says *at_unix_s*; soon, but not before this returns, if it says so already.
 
         Args:
             at_unix_s: When, in seconds since 1970 (UTC).
             fire: Called in the task of ``run``. It must not raise: what it raises leaves ``run``.
+            *args: What it is given.
         """
-        timer = Timer(fire, self._note_cancelled)
+        timer = Timer(fire, args, self)
         self._armed_count += 1
         heappush(self._heap, (at_unix_s, self._armed_count, timer))
         if self._heap[0][2] is timer:
@@ -100,8 +111,10 @@ class Timers:
             if fire is None:
                 self._dead_count -= 1
                 continue
+            args = timer.args
             timer.fire = None
-            fire()
+            timer.args = ()
+            fire(*args)
             count += 1
             if count % BURST_COUNT == 0:
                 await trio.lowlevel.checkpoint()
@@ -113,12 +126,15 @@ class Timers:
         remaining = max(0.0, self._heap[0][0] - self._clock.now())
         return remaining if self._clock.is_virtual else min(remaining, LONGEST_NAP_S)
 
-    def _note_cancelled(self, timer: Timer) -> None:
+    def note_cancelled(self, timer: Timer) -> None:
+        """
+        Take note that a timer is not to fire. For ``Timer`` alone.
+        """
         self._dead_count += 1
         if self._heap[0][2] is timer:
             # Otherwise a virtual clock would jump to a deadline that nobody waits for.
             self._changed.set()
-        if 2 * self._dead_count > len(self._heap):
+        if DEAD_SHARE * self._dead_count > len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].fire is not None]
             heapify(self._heap)
             self._dead_count = 0

@@ -9,11 +9,15 @@ from typing import Any
 import attrs
 import trio
 
+from ._timers import Timer
 
-@attrs.define(eq=False)
+
+@attrs.define(eq=False, weakref_slot=False)
 class Wait:
     """
     A wait at a path: for a signal, an instant or a child instance.
+
+    There may be thousands, so it has no event: its task sleeps in ``wait_task_rescheduled(wait.abort)``.
     """
 
     path: str
@@ -36,4 +40,23 @@ class Wait:
     "Whether the engine knows the task that waits."
     scopes: tuple[Any, ...] = attrs.field(default=(), init=False)
     "The durable scopes that it is in."
-    event: trio.Event = attrs.field(factory=trio.Event, init=False)
+    task: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
+    "The task that sleeps until the wait ends, if one does."
+    timer: Timer | None = attrs.field(default=None, init=False)
+    "Goes off at the deadline, while a task sleeps."
+
+    @trio.lowlevel.enable_ki_protection
+    def wake(self) -> None:
+        """
+        Let the task go on, if one sleeps.
+        """
+        if self.task is not None:
+            task, self.task = self.task, None
+            trio.lowlevel.reschedule(task)
+
+    def abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        """
+        Take note that the task is cancelled.
+        """
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED

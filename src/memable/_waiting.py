@@ -15,6 +15,7 @@ from ._errors import MemableError, MisuseError, NonDurableDeadlineError, Suspend
 from ._journal import Memo
 from ._records import SignalKept, SignalReceived, SleepEnded, SuspendTimedOut, WaitAbandoned, WaitStarted
 from ._run import Place, Run, is_time
+from ._sparse import put
 from ._step import refuse, wait_or_abandon
 from ._suspend_point import SuspendPoint
 from ._wait import Wait
@@ -34,20 +35,19 @@ async def perform_suspend(run: Run, place: Place, point: SuspendPoint[Any], *, s
     """
     path: str | None = None
     try:
-        given: object = point
-        if not isinstance(given, SuspendPoint):
-            raise run.misuse(
-                f"suspend takes a memable.SuspendPoint, not {point!r}; make one, for example "
-                f"APPROVAL = memable.SuspendPoint('approval:v1', bool)"
-            )
-        path = run.claim("suspend", place, point.key, SUSPEND_KIND)
+        path = _claim(run, place, point)
         # A signal may have come before this run got here.
         await run.wait_decided(path)
         outcome = _recall(run, path, point)
         if outcome is not None:
             await run.serve_memo()
         else:
-            await _check_and_suspend(run, place, path, point, status=status, timeout=timeout)
+            wait = await _begin_suspend(run, place, path, point, status=status, timeout=timeout)
+            # Not in a function of its own: there may be thousands that wait.
+            while path not in run.journal.memos and path not in run.journal.kept:
+                await wait_or_abandon(run, place, "suspend", wait)
+                if wait.is_overdue:
+                    await _end_overdue(run, place, path)
             outcome = _recall(run, path, point)
             run.replay.return_(path)
             await run.deliver_cancellation()
@@ -58,6 +58,15 @@ async def perform_suspend(run: Run, place: Place, point: SuspendPoint[Any], *, s
     if isinstance(outcome, MemableError):
         raise outcome
     return outcome[0]
+
+
+def _claim(run: Run, place: Place, point: object) -> str:
+    if not isinstance(point, SuspendPoint):
+        raise run.misuse(
+            f"suspend takes a memable.SuspendPoint, not {point!r}; make one, for example "
+            f"APPROVAL = memable.SuspendPoint('approval:v1', bool)"
+        )
+    return run.claim("suspend", place, point.key, SUSPEND_KIND)
 
 
 def _recall(run: Run, path: str, point: SuspendPoint[Any]) -> tuple[Any] | MemableError | None:
@@ -75,9 +84,10 @@ def _recall(run: Run, path: str, point: SuspendPoint[Any]) -> tuple[Any] | Memab
         raise run.blame(error) from None
 
 
-async def _check_and_suspend(
+async def _begin_suspend(
     run: Run, place: Place, path: str, point: SuspendPoint[Any], *, status: object, timeout: object
-) -> None:
+) -> Wait:
+    """Check the call, make its deadline durable, and return the wait."""
     if status is not None and not isinstance(status, str):
         raise run.misuse(f"the status of suspend is a str, not {type(status).__name__}", path)
     if timeout is not None and not is_time(timeout):
@@ -95,17 +105,18 @@ async def _check_and_suspend(
         started = await run.record(
             "suspend", place, WaitStarted, path=path, deadline=deadline, expects=expects, note=note
         )
-    wait = Wait(path, started.seq, started.deadline, note)
-    while path not in run.journal.memos and path not in run.journal.kept:
-        await wait_or_abandon(run, place, "suspend", wait)
-        # Once it is overdue, a signal may still be first: this task goes on later than its wait ends.
-        is_decided = path in run.deciding or path in run.journal.memos or path in run.journal.kept
-        if wait.is_overdue and not is_decided:
-            run.begin_deciding(path)
-            try:
-                await run.record("suspend", place, SuspendTimedOut, path=path)
-            finally:
-                run.end_deciding(path)
+    return Wait(path, started.seq, started.deadline, note)
+
+
+async def _end_overdue(run: Run, place: Place, path: str) -> None:
+    """Record that there was no signal in time, unless one is first: the task goes on later than its wait ends."""
+    if path in run.deciding or path in run.journal.memos or path in run.journal.kept:
+        return
+    run.begin_deciding(path)
+    try:
+        await run.record("suspend", place, SuspendTimedOut, path=path)
+    finally:
+        run.end_deciding(path)
 
 
 async def _proceed(run: Run, place: Place, operation: str, path: str) -> None:
@@ -114,7 +125,7 @@ async def _proceed(run: Run, place: Place, operation: str, path: str) -> None:
     turns_away = is_open and run.is_in_expired_scope()
     if turns_away:
         # The scope was first: a signal that comes while its cancellation is on its way is too late.
-        run.turning_away.add(path)
+        run.turning_away = put(run.turning_away, path, None)
     try:
         await run.proceed(operation)
     except trio.Cancelled:
@@ -122,7 +133,7 @@ async def _proceed(run: Run, place: Place, operation: str, path: str) -> None:
             await run.record(operation, place, WaitAbandoned, path=path)
         raise
     finally:
-        run.turning_away.discard(path)
+        run.turning_away.pop(path, None)
 
 
 async def perform_sleep(
