@@ -818,3 +818,29 @@ async def test_what_an_expired_scope_has_left_without_an_outcome_is_not_asked_fo
         assert isinstance(await ending_of(await engine.invoke(workflow, instance_id=INSTANCE)), memable.Failed)
     async with memable.open_engine(copies[0], workflows=[workflow, waiting]) as engine:
         assert isinstance(await ending_of(await engine.get(workflow, INSTANCE)), memable.Failed)
+
+
+async def test_resume_does_not_ask_for_what_an_expired_scope_has_cut_off(place: Place, autojump_clock: MockClock):
+    """
+    A scope that was cut short within an expired one is not entered again: what it holds does not make a replay behind.
+    """
+
+    async def body(ctx: memable.Context) -> None:
+        async with ctx.move_on_after("outer", 5), ctx.move_on_after("inner", HOUR):
+            await ctx.step("step", work)
+            await trio.sleep_forever()
+        raise LookupError("of the body's own")
+
+    async def work() -> None:
+        await trio.sleep(1)
+
+    workflow = workflow_of(body)
+    for times in range(2):
+        async with memable.open_engine(place.store(), workflows=[workflow]) as engine:
+            for _ in range(2):
+                if times:
+                    await engine.resume(workflow, INSTANCE)
+                    invocation = await engine.get(workflow, INSTANCE)
+                else:
+                    invocation = await engine.invoke(workflow, instance_id=INSTANCE)
+                assert isinstance(await ending_of(invocation), memable.Failed)

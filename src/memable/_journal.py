@@ -120,6 +120,8 @@ class Journal:
     "Signals that came early, by path."
     scopes: dict[str, ScopeStarted] = NOTHING
     "Cancel scopes that were entered, by path."
+    cut_off: dict[str, None] = NOTHING
+    "Outcomes in scopes that were cut short within expired ones: a replay may not get to them."
     intents: dict[str, IntentRecorded] = NOTHING
     "Effects that may have happened, and have no outcome yet, by path."
     unstored: dict[str, IntentRecorded] = NOTHING
@@ -212,7 +214,7 @@ class Journal:
         if self.ending is not None:
             # Scopes that the end has cut short: what is tried again in them gets their full time.
             for path in [path for path in self.scopes if path not in self.memos]:
-                del self.scopes[path]
+                self._cut_off(self.scopes.pop(path))
         self.blocked = self.ending = self.suspended = None
         if record.anew:
             for paths in self._by_path():
@@ -226,6 +228,22 @@ class Journal:
         for path in record.forgotten:
             self.forgets = put(self.forgets, path, self.forgets.get(path, 0) + 1)
             self._drop(path)
+
+    def _cut_off(self, cut: ScopeStarted) -> None:
+        """
+        Take note of what a scope holds that may never be entered again, since it was in one that has expired.
+
+        Nobody knows what was in which scope, so what was recorded beside it counts as well: to ask for it is no harm.
+        """
+        containing, _ = _split(cut.path)
+        prefix = containing + SEPARATOR if containing else ""
+        for started in self.scopes.values():
+            ended = self.memos.get(started.path)
+            if not (isinstance(ended, ScopeEnded) and ended.expired and started.seq < cut.seq < ended.seq):
+                continue
+            for path, memo in self.memos.items():
+                if cut.seq < memo.seq < ended.seq and path.startswith(prefix):
+                    self.cut_off = put(self.cut_off, path, None)
 
     def _request_cancel(self, record: CancelRequested) -> None:
         self.cancel_requested = record
@@ -471,6 +489,7 @@ class Journal:
         """
         asked = {*self.memos, *self.attempts, *self.intents, *self.scopes, *self.children, *self.detached}
         asked.update(self.compensations, (path for path in self.waits if path not in self.abandoned))
+        asked.difference_update(self.cut_off)
         return {path for path in asked if not self.is_within_outcome(path)} if self._below else asked
 
     def known_paths(self) -> set[str]:
@@ -604,6 +623,7 @@ class Journal:
             self.detached,
             self.compensations,
             self.thinned,
+            self.cut_off,
         )
 
     def _clear(self, path: str) -> None:
