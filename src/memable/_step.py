@@ -157,7 +157,11 @@ async def perform_step(run: Run, place: Place, key: str, step: Step) -> Any:
         await refuse(run, place, path, exc)
         raise
     if isinstance(outcome, _Failure):
-        raise outcome.error
+        try:
+            raise outcome.error
+        finally:
+            # Its traceback leads back to here: kept, it would keep all of this alive until the next collection.
+            del outcome
     return outcome
 
 
