@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 import memable
@@ -749,3 +750,49 @@ async def test_cancel_beside_a_signal_and_a_resume_always_returns(max_parked: in
     for before_cancel in range(8):
         for before_resume in range(8):
             await race(before_cancel, before_resume)
+
+
+@pytest.mark.parametrize("what", ["suspend", "sleep", "call"])
+async def test_wait_that_begins_while_the_body_is_unwound_ends(what: str, autojump_clock: MockClock):
+    """
+    A shielded task that gets to its wait only when all waits have been ended does not wait for ever.
+    """
+    ends: list[type[BaseException]] = []
+
+    async def child(ctx: memable.Context) -> None:
+        await trio.sleep_forever()
+
+    called = memable.workflow(name="called")(child)
+
+    async def body(ctx: memable.Context) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                match what:
+                    case "suspend":
+                        await ctx.suspend(memable.SuspendPoint("p", str))
+                    case "sleep":
+                        await ctx.sleep("s", 1e6)
+                    case _:
+                        await ctx.call("c", called)
+            except BaseException as exc:
+                ends.append(type(exc))
+                raise
+
+    workflow = workflow_of(body)
+    # The record with which the wait begins is on its way when the engine's block is left.
+    gate = Gate("child_started" if what == "call" else "wait_started")
+    store = HookedStore(memable.InMemoryStore(), before_append=gate.pass_)
+
+    async def open_gate() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        gate.is_open.set()
+
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(ZeroDivisionError):
+                async with memable.open_engine(store, workflows=[workflow, called]) as engine:
+                    await engine.invoke(workflow, instance_id="i")
+                    await gate.is_reached.wait()
+                    nursery.start_soon(open_gate)
+                    raise ZeroDivisionError
+    assert ends == [memable.RunEndedError]

@@ -91,6 +91,23 @@ QUICK: dict[str, tuple[Any, Any]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [
+        (("a", [0.5] * MANY), tuple),
+        (("a", *range(MANY), ["x"]), tuple[Any, ...]),
+        ([("a", [1])] * MANY, list[tuple[Any, ...]]),
+        ({str(number): ("a", [1]) for number in range(MANY)}, dict[str, tuple[Any, ...]]),
+    ],
+)
+def test_tuple_of_mixed_parts_is_read_back_as_one(value: Any, annotation: Any) -> None:
+    """
+    Where no copy can be made of a value, what JSON makes of it is not taken for it.
+    """
+    encoded, read_back = Codec().encode_and_read_back(value, annotation)
+    assert repr(read_back) == repr(value) == repr(Codec().decode(encoded, annotation))
+
+
 @pytest.mark.parametrize(("value", "annotation"), QUICK.values(), ids=QUICK)
 def test_plain_value_is_its_own_form(value: Any, annotation: Any) -> None:
     """

@@ -28,6 +28,9 @@ def test_nothing_cannot_be_filled():
         NOTHING.setdefault("a", 1)
     with pytest.raises(TypeError, match="everybody's; use put"):
         NOTHING.update(a=1)
+    with pytest.raises(TypeError, match="everybody's; use put"):
+        nothing = NOTHING
+        nothing |= {"a": 1}
     assert NOTHING.pop("a", None) is None
     NOTHING.clear()
     assert NOTHING == {}

@@ -167,15 +167,14 @@ async def await_child(run: Run, place: Place, call: ChildCall) -> ChildOutcome:
         wake = _waker(run, wait)
         entry.watchers = put(entry.watchers, wake, None)
         try:
-            # It has no deadline, so there is always something to wait for.
-            run.begin_wait(wait)
-            try:
-                await trio.lowlevel.wait_task_rescheduled(wait.abort)
-            finally:
-                run.end_wait(wait)
+            if run.begin_wait(wait):
+                try:
+                    await trio.lowlevel.wait_task_rescheduled(wait.abort)
+                finally:
+                    run.end_wait(wait)
         finally:
             entry.watchers.pop(wake, None)
-        if run.leaving is not None:
+        if run.leaving is not None or run.is_over:
             await trio.lowlevel.checkpoint_if_cancelled()
             raise run.run_ended(call.operation)
     return _outcome_of(name, instance_id, await run.host.load(entry))

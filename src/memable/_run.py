@@ -761,6 +761,9 @@ class Run:
         Returns:
             Whether there is anything to wait for; if not, the caller owes a checkpoint, and nothing else.
         """
+        if self.leaving is not None or self.is_over:
+            # Those that were waiting have been woken already: nobody would wake this one.
+            return False
         if wait.deadline is not None and wait.deadline <= self.services.clock.now() and wait.path not in self.deciding:
             # Not to be seen as waiting: what was woken by its deadline has only got there again.
             wait.is_overdue = True

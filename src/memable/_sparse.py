@@ -27,6 +27,9 @@ class _Nothing(dict[Any, Any]):
     def update(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("this dict is everybody's; use put")
 
+    def __ior__(self, _other: Any) -> NoReturn:  # type: ignore[misc]
+        raise TypeError("this dict is everybody's; use put")
+
 
 #: What such a dict is at first.
 NOTHING: dict[Any, Any] = _Nothing()

@@ -144,6 +144,9 @@ def _write_and_copy_container(value: Any, asked: PlainType) -> tuple[bytes | Non
     if levels is None:
         return None, None
     if levels.copy is None:
+        if any(tuple in classes for classes in asked.levels):
+            # Read back as it is, it would be a list.
+            return None, None
         data = _write(value, levels.floats)
         return data, None if data is None else loads(data)
     copy = levels.copy(value)
