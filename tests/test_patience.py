@@ -4,11 +4,15 @@ Test how a lone append is waited for: that a quick disk is used to the full, and
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Literal, NoReturn
 
 import attrs
 import pytest
@@ -17,7 +21,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memable import FileStore
+from memable import FileStore, StorageError
 from memable._clock import current_clock
 from memable._disk import RealDisk
 from memable._store import _committer
@@ -93,9 +97,10 @@ def test_disk_that_is_quick_again_is_waited_for_again():
     assert tell(patience, count=MAX_SKIPPED + 2 * MIN_PROOF)[-1] is Manner.ON_THE_SPOT
 
 
-def test_disk_that_is_not_quick_is_not_synced_on_the_spot():
+@pytest.mark.parametrize("proof", [0, MIN_PROOF])
+def test_disk_that_is_not_quick_is_not_synced_on_the_spot(proof: int):
     """Syncs that take milliseconds are left to the thread, though none of them is a stall."""
-    patience = Patience()
+    patience = Patience(proof)
     manners = tell(patience, count=MIN_PROOF + 200)
     assert manners[-1] is Manner.ON_THE_SPOT
     manners = tell(patience, count=1000, took_s=0.8 * STALL_S)
@@ -189,6 +194,36 @@ async def test_each_job_is_told_once_whoever_is_first():
     assert told == list(range(count))
 
 
+async def test_job_is_told_though_a_signal_handler_raises():
+    """An exception out of a handler, while the event loop stands still, goes on; the job's end is told all the same."""
+
+    class HandlerError(BaseException):
+        pass
+
+    def handle(*_: object) -> NoReturn:
+        raise HandlerError
+
+    worker = ThreadWorker()
+    told, go_on = trio.Event(), threading.Event()
+
+    def job() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        go_on.wait()
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with pytest.raises(HandlerError):
+            worker.submit(job, lambda value, error: told.set(), patience_s=DEADLOCK_S)
+        go_on.set()
+        with trio.fail_after(DEADLOCK_S):
+            await told.wait()
+        assert worker.is_idle
+    finally:
+        go_on.set()
+        signal.signal(signal.SIGUSR1, before)
+        worker.close()
+
+
 # The store ---------------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +236,8 @@ class Observed:
     "The threads that wrote to files."
     may_sync: threading.Event = attrs.field(factory=threading.Event)
     "Syncs wait for it."
+    on_write: Callable[[], object] | None = None
+    "Called before each write."
 
 
 @pytest.fixture
@@ -211,6 +248,8 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> Observed:
     def watch(call: Call) -> None:
         if call.name == "write" and call.when == "before":
             observed.writers.append(threading.get_ident())
+            if observed.on_write is not None:
+                observed.on_write()
         elif call.name == "sync" and call.when == "before":
             observed.may_sync.wait()
 
@@ -255,6 +294,19 @@ async def test_first_append_of_a_segment_is_left_to_the_thread(tmp_path: Path, o
         assert here in observed.writers
         # The header and the first batch of each, and what is noted of it in the lock file.
         assert sum(writer != here for writer in observed.writers) == 3 * begun
+
+
+async def test_exit_in_a_signal_handler_leaves_the_program(tmp_path: Path, observed: Observed):
+    """What a handler raises while the event loop itself writes is no failure of the disk, and is not swallowed."""
+    observed.may_sync.set()
+    store = FileStore(tmp_path / "store", "os", disk=observed.disk)
+    async with store.open(current_clock()) as opened:
+        observed.on_write = sys.exit
+        with pytest.raises(SystemExit):
+            await start(opened)
+        observed.on_write = None
+        with pytest.raises(StorageError, match="SystemExit"):
+            await start(opened)
 
 
 async def test_disk_that_hangs_does_not_stall_the_event_loop(tmp_path: Path, observed: Observed):

@@ -275,17 +275,17 @@ class LogScan:
                 and parsed.batch == self.next_batch
                 and parsed.position == len(self._partial)
             ):
-                return self._accept(parsed, start)
+                return self._accept(parsed, line, start)
             self._distrust(start)
         self._judge(parsed)
         return None
 
-    def _accept(self, line: Line, start: int) -> list[Entry] | None:
-        record = _decode(line.text, self._location, start)
-        self._check_session(line, record, start)
+    def _accept(self, parsed: Line, line: bytes, start: int) -> list[Entry] | None:
+        record = _decode(parsed.text, self._location, start)
+        self._check_session(parsed, record, start)
         self.newest_at = max(self.newest_at, record.at)
-        self._partial.append(_entry(record, line.text, start, self._offset))
-        return self._end_batch() if line.is_last else None
+        self._partial.append(_entry(record, line, start, self._offset))
+        return self._end_batch() if parsed.is_last else None
 
     def _due(self) -> bytes:
         """Return the session and the batch that are due, as a line says them."""

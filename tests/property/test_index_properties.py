@@ -280,7 +280,7 @@ def check(index: HeaderIndex, model: Model) -> None:
     for workflow in ("v", "w", "x"):
         ended = model.ended(workflow)
         assert index.first_end(workflow) == (ended[0].completed_at if ended else None)
-        assert index.ended(workflow, float("inf"), 100) == ended
+        assert index.ended(workflow, float("inf"), 10_000) == ended
         assert index.ended(workflow, 3.0, 2) == [each for each in ended if (each.completed_at or 0) <= 3.0][:2]
 
 

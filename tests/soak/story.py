@@ -473,9 +473,12 @@ class Story(Model):
         """
         if ledger.blocked is not None and ledger.blocked.error.type.endswith("RecoveryLimitError"):
             self.expect_resume(ledger)
-            with suppress(
-                memable.InstanceNotFoundError, *([memable.WorkflowNotFoundError] if self.weather.is_late else [])
-            ):
+            # A child may have been removed meanwhile, or cancelled: its parent goes on by itself.
+            expected = [
+                memable.InstanceNotFoundError,
+                *([memable.InstanceCompensatedError] if "/" in ledger.name[1] else []),
+            ]
+            with suppress(*expected, *([memable.WorkflowNotFoundError] if self.weather.is_late else [])):
                 await engine.resume(*ledger.name)
 
     def help_all_in(self, weather: Weather) -> None:

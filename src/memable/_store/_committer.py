@@ -146,6 +146,9 @@ class Committer:
             append.task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
         if append.failure is not None:
+            if not isinstance(append.failure, Exception):
+                # Raised by a handler of a signal, while the event loop wrote: somebody wants to end the program.
+                raise append.failure
             raise self._failed(append.failure)
 
     async def begin(self, opened: StoreOpened) -> None:

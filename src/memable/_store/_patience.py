@@ -57,7 +57,7 @@ class Patience:
     """
 
     _proof: int = MIN_PROOF
-    "So many appends in a row must be quick until the event loop does the next; 0 if it is known that they will be."
+    "So many appends in a row must be quick until the event loop does the next; 0 if that is taken for granted."
     _quick: int = attrs.field(default=0, init=False)
     "So many were, up to now."
     _mean_s: float = attrs.field(default=0.0, init=False)
@@ -97,6 +97,7 @@ class Patience:
             self._penalty = min(2 * self._penalty, MAX_SKIPPED)
             self._quick = 0
         elif self._mean_s >= WAIT_S:
+            self._proof = max(self._proof, MIN_PROOF)
             self._quick = 0
         else:
             self._quick += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -229,7 +229,9 @@ class _LogReader:
         if next_name is not None and checksum is not None:
             following = self._intact_header(next_name)
             if following is not None and _is_as_sealed(file, start, checksum, following.before):
-                self._read_proven(name, file, location, start)
+                assert following.before is not None
+                chunks = self._proven_chunks(file, location, (start, None), (checksum, following.before.checksum))
+                self._read_proven(name, chunks, location, start)
                 self._state = following.state
                 return None
         scan = LogScan.at(location, self._seed, start, state, is_sealed=next_name is not None)
@@ -258,10 +260,10 @@ class _LogReader:
             file.close()
         return header if (header.store_id, header.segment) == (self._store_id, name.first) else None
 
-    def _read_proven(self, name: SegmentName, file: DiskFile, location: str, start: int) -> None:
+    def _read_proven(self, name: SegmentName, chunks: Iterable[bytes], location: str, start: int) -> None:
         """Read a sealed segment of which it is known that all its bytes are as they were."""
         proven, take = ProvenLines(location, self._seed, start), partial(self._take, location)
-        for chunk in self._chunks(file, start, None):
+        for chunk in chunks:
             for found in proven.feed(chunk):
                 if isinstance(found, UsualLines):
                     self._index.replay_lines(found.lines, name.first, found.start, take)
@@ -277,7 +279,8 @@ class _LogReader:
         self._state = None
         stretches, end = places.stretches(), start + compacted.size
         if compacted.checksum is not None and _checksum(file, start, end, 0) == compacted.checksum:
-            self._read_proven_compacted(file, location, OldPlaces(location, stretches), start, end)
+            chunks = self._proven_chunks(file, location, (start, end), (0, compacted.checksum))
+            self._read_proven_compacted(chunks, location, OldPlaces(location, stretches), start)
             return
         scan = CompactedScan(location, self._seed, compacted, stretches, start)
         for chunk in self._chunks(file, start, end):
@@ -285,9 +288,9 @@ class _LogReader:
                 self._take(location, entry, span)
         scan.finish()
 
-    def _read_proven_compacted(self, file: DiskFile, location: str, places: OldPlaces, start: int, end: int) -> None:
+    def _read_proven_compacted(self, chunks: Iterable[bytes], location: str, places: OldPlaces, start: int) -> None:
         proven = ProvenLines(location, self._seed, start)
-        for chunk in self._chunks(file, start, end):
+        for chunk in chunks:
             for found in proven.feed(chunk):
                 if not isinstance(found, UsualLines):
                     self._take(location, found, places.next_span(found[6] - found[5], found[5]))
@@ -323,6 +326,31 @@ class _LogReader:
             offset += len(chunk)
             self._read_bytes += len(chunk)
             yield chunk
+
+    def _proven_chunks(
+        self, file: DiskFile, location: str, between: tuple[int, int | None], checksums: tuple[int, int]
+    ) -> Iterator[bytes]:
+        """
+        Yield once more the bytes that a checksum has proven, and check that they are the same.
+
+        Args:
+            file: The file.
+            location: What to call it in an error.
+            between: Where they begin and end.
+            checksums: That of the file's bytes before them, as far as it counts, and that of all.
+        """
+        start, end = between
+        checksum, proven = checksums
+        for chunk in self._chunks(file, start, end):
+            checksum = crc32(chunk, checksum)
+            yield chunk
+        if checksum != proven:
+            raise StoreCorruptedError(
+                location=location,
+                offset=start,
+                problem="what was read of it a moment ago was intact, and is not now; find out what is wrong with the "
+                "disk or the memory, then open the store again",
+            )
 
     def _replay_start(self, line: bytes, number: int, seq: int, at: float, span: int) -> bool:
         """Take in the start of an instance, unless anything about it is unusual; return whether that was done."""

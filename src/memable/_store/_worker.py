@@ -99,6 +99,8 @@ class _AwaitedJob:
     "Whoever gets it first decides: the thread, that the loop has to wait for it now; the loop, that it goes on."
     finished: threading.Lock = attrs.field(factory=threading.Lock, init=False)
     "Held until the job is done."
+    is_finished: bool = attrs.field(default=False, init=False)
+    "Whether it is, and the loop is to tell of it."
 
     def __attrs_post_init__(self) -> None:
         self.finished.acquire()
@@ -107,16 +109,21 @@ class _AwaitedJob:
         """Run the job, in the thread."""
         _run(self.job, self._keep, call=_call)
         if self.claim.acquire(blocking=False):
+            self.is_finished = True
             self.finished.release()
         else:
             run_sync_soon(self.done, self.value, self.error)
 
     def wait(self, patience_s: float) -> bool:
         """Wait, in the event loop; return whether the job is done. If not, ``done`` will be called by itself."""
-        if not self.finished.acquire(timeout=patience_s):
-            if self.claim.acquire(blocking=False):
-                return False
-            # It was finished in this very moment.
+        return self.finished.acquire(timeout=patience_s) or self.give_up()
+
+    def give_up(self) -> bool:
+        """Do not wait any longer; return whether the job is done after all."""
+        if self.claim.acquire(blocking=False):
+            return False
+        # It was finished in this very moment.
+        if not self.is_finished:
             self.finished.acquire()
         return True
 
@@ -164,9 +171,17 @@ class ThreadWorker:
             self._jobs.put((job, note_done))
             return
         awaited = _AwaitedJob(job, note_done)
-        self._jobs.put(awaited)
-        if awaited.wait(patience_s):
-            note_done(awaited.value, awaited.error)
+        is_done = False
+        try:
+            self._jobs.put(awaited)
+            is_done = awaited.wait(patience_s)
+        except BaseException:
+            # A handler of a signal has raised. The job is on its way all the same.
+            is_done = awaited.give_up()
+            raise
+        finally:
+            if is_done:
+                note_done(awaited.value, awaited.error)
 
     def close(self) -> None:
         """
