@@ -474,11 +474,12 @@ class Story(Model):
         if ledger.blocked is not None and ledger.blocked.error.type.endswith("RecoveryLimitError"):
             self.expect_resume(ledger)
             # A child may have been removed meanwhile, or cancelled: its parent goes on by itself.
-            expected = [
-                memable.InstanceNotFoundError,
-                *([memable.InstanceCompensatedError] if "/" in ledger.name[1] else []),
-            ]
-            with suppress(*expected, *([memable.WorkflowNotFoundError] if self.weather.is_late else [])):
+            expected: list[type[Exception]] = [memable.InstanceNotFoundError]
+            if "/" in ledger.name[1]:
+                expected.append(memable.InstanceCompensatedError)
+            if self.weather.is_late:
+                expected.append(memable.WorkflowNotFoundError)
+            with suppress(*expected):
                 await engine.resume(*ledger.name)
 
     def help_all_in(self, weather: Weather) -> None:
