@@ -457,7 +457,7 @@ SCAN = _in(
     ),
     (
         "a batch of unusual lines is believed without its last one",
-        "        return self._end_batch() if line.is_last else None\n",
+        "        return self._end_batch() if parsed.is_last else None\n",
         "        return self._end_batch()\n",
         _CAUGHT + "test_batch_of_unusual_lines_is_whole_or_absent",
     ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import attrs
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Encoded:
     """
     A value that stays encoded until somebody asks for it.

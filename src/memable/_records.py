@@ -29,7 +29,7 @@ class StepFailure(enum.Enum):
     SERIALIZATION = "serialization"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class InstanceStarted:
     """
     An instance exists. Gives it the short number that its other records carry.
@@ -57,7 +57,7 @@ class InstanceStarted:
     "Whether a child lives on its own: it is not cancelled with its parent, nor kept for it."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class RunStarted:
     """
     A recovered instance begins another run, in another session than the run before.
@@ -77,7 +77,7 @@ class RunStarted:
     "Whether the instance was running when the session before ended without closing its store."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class InstanceResumed:
     """
     Somebody asked for another run of an instance that had ended, was blocked or was interrupted.
@@ -101,7 +101,7 @@ class InstanceResumed:
     "Whether all records of outcomes are dropped, as a new generation."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class StepCompleted:
     """
     A step's function returned, and this is its value.
@@ -127,7 +127,7 @@ class StepCompleted:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class AttemptFailed:
     """
     One attempt at a step failed, and another one is to be made.
@@ -155,7 +155,7 @@ class AttemptFailed:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class StepFailed:
     """
     A step failed for good.
@@ -185,7 +185,7 @@ class StepFailed:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class CancelRequested:
     """
     Somebody asked for the instance to be cancelled.
@@ -203,7 +203,7 @@ class CancelRequested:
     "Why, in the caller's words."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class InstanceBlocked:
     """
     The instance needs a person: nothing of it runs until somebody mends the cause.
@@ -229,7 +229,7 @@ class InstanceBlocked:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class InstanceCompleted:
     """
     The body returned, and this is its value.
@@ -249,7 +249,7 @@ class InstanceCompleted:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class InstanceFailed:
     """
     An exception left the body.
@@ -271,7 +271,7 @@ class InstanceFailed:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class InstanceCancelled:
     """
     A request to cancel was carried out.
@@ -295,7 +295,7 @@ class InstanceCancelled:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class WaitStarted:
     """
     A suspend point or a sleep was reached for the first time: its deadline is fixed from now on.
@@ -321,7 +321,7 @@ class WaitStarted:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class WaitAbandoned:
     """
     A wait was cancelled by the body itself, which goes on elsewhere: no signal can reach it there any more.
@@ -339,7 +339,7 @@ class WaitAbandoned:
     "Its path."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class SignalReceived:
     """
     A signal has ended a wait: this is its payload.
@@ -361,7 +361,7 @@ class SignalReceived:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class SignalKept:
     """
     A signal came before the instance got to its suspend point, and waits for it there.
@@ -381,7 +381,7 @@ class SignalKept:
     "The payload."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class SuspendTimedOut:
     """
     The deadline of a suspend point passed before there was a signal.
@@ -401,7 +401,7 @@ class SuspendTimedOut:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class SleepEnded:
     """
     The deadline of a sleep has passed.
@@ -421,7 +421,7 @@ class SleepEnded:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class ScopeStarted:
     """
     A durable cancel scope was entered for the first time: its deadline is fixed from now on.
@@ -443,7 +443,7 @@ class ScopeStarted:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class ScopeEnded:
     """
     A durable cancel scope was left, and whether it had expired is decided.
@@ -465,7 +465,7 @@ class ScopeEnded:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class IntentRecorded:
     """
     An effect that must not repeat is about to begin: from now on it may have happened.
@@ -489,7 +489,7 @@ class IntentRecorded:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class IntentWithdrawn:
     """
     Somebody knows that an effect did not happen: it is to be run.
@@ -507,7 +507,7 @@ class IntentWithdrawn:
     "Its path."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class BranchStarted:
     """
     A child of a fan-out has begun to record.
@@ -531,7 +531,7 @@ class BranchStarted:
     "Name of its workflow, if it is an instance of its own."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class BranchCompleted:
     """
     A child of a fan-out returned, and this is its value.
@@ -559,7 +559,7 @@ class BranchCompleted:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class BranchFailed:
     """
     A child of a fan-out that collects all outcomes failed.
@@ -589,7 +589,7 @@ class BranchFailed:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class FanOutFailed:
     """
     A child of a fan-out failed, and with it the fan-out.
@@ -617,7 +617,7 @@ class FanOutFailed:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class ChildStarted:
     """
     A child instance was started, in the same batch as its own first record.
@@ -641,7 +641,7 @@ class ChildStarted:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class CallCompleted:
     """
     The child instance of a call returned, and this is its value.
@@ -663,7 +663,7 @@ class CallCompleted:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class CallFailed:
     """
     The child instance of a call failed or was cancelled.
@@ -685,7 +685,7 @@ class CallFailed:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class CompensationRegistered:
     """
     A step is to run if the instance ends as Failed or Cancelled.
@@ -705,7 +705,7 @@ class CompensationRegistered:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class CompensationBegun:
     """
     The instance is to end as Failed or Cancelled, and its compensations run first.
@@ -731,7 +731,7 @@ class CompensationBegun:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class InstanceSuspended:
     """
     All branches of the instance wait: it needs no task until one of the waits ends.
@@ -757,7 +757,7 @@ class InstanceSuspended:
     "The status message, if it was set anew since the instance's last record that has one."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class InstanceRetired:
     """
     The instance is removed: retention is over, or somebody deleted it. No record of it counts from now on.
@@ -810,7 +810,7 @@ InstanceRecord: TypeAlias = (
 "What happened to an instance."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class StoreOpened:
     """
     An engine opened the store for writing, and everything before this record was durable by then.
@@ -830,7 +830,7 @@ class StoreOpened:
     "Host name of the opener."
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class StoreClosed:
     """
     The engine closed the store in order, and everything before this record was durable by then.
