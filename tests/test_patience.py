@@ -37,7 +37,7 @@ from memable._store._patience import (
     Patience,
 )
 from memable._store._upkeep import Upkeep
-from memable._store._worker import ThreadWorker
+from memable._store._worker import AwaitedJob, ThreadWorker
 from sample_records import start
 from watched_disk import Call, WatchedDisk
 
@@ -172,6 +172,20 @@ async def test_job_that_takes_long_is_not_waited_for():
     finally:
         go_on.set()
         worker.close()
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+def test_job_may_be_given_up_again_and_again(is_done: bool):
+    """A handler of a signal may raise at any moment: whoever gives up once more gets the same answer."""
+    told: list[str] = []
+    job = AwaitedJob(lambda: 7, lambda value, error: told.append("loop"))
+    if is_done:
+        job.run(lambda *_: told.append("thread"))
+    assert [job.give_up() for _ in range(3)] == [is_done] * 3
+    if not is_done:
+        job.run(lambda *_: told.append("thread"))
+    assert told == ([] if is_done else ["thread"])
+    assert job.value == 7
 
 
 async def test_each_job_is_told_once_whoever_is_first():

@@ -88,15 +88,17 @@ class InlineWorker:
 
 
 @attrs.define(eq=False)
-class _AwaitedJob:
-    """A job for which the event loop stands still: for a while, so it may have gone on before the job is done."""
+class AwaitedJob:
+    """
+    A job for which the event loop stands still: for a while, so it may have gone on before the job is done.
+    """
 
     job: Callable[[], object]
     done: Done
     value: object = None
     error: BaseException | None = None
-    claim: threading.Lock = attrs.field(factory=threading.Lock, init=False)
-    "Whoever gets it first decides: the thread, that the loop has to wait for it now; the loop, that it goes on."
+    claims: list[str] = attrs.field(factory=list[str], init=False)
+    "Whoever is first decides: the thread, that the loop tells of the end; the loop, that it goes on."
     finished: threading.Lock = attrs.field(factory=threading.Lock, init=False)
     "Held until the job is done."
     is_finished: bool = attrs.field(default=False, init=False)
@@ -106,21 +108,29 @@ class _AwaitedJob:
         self.finished.acquire()
 
     def run(self, run_sync_soon: Callable[..., object]) -> None:
-        """Run the job, in the thread."""
+        """
+        Run the job, in the thread.
+        """
         _run(self.job, self._keep, call=_call)
-        if self.claim.acquire(blocking=False):
+        self.claims.append("thread")
+        if self.claims[0] == "thread":
             self.is_finished = True
             self.finished.release()
         else:
             run_sync_soon(self.done, self.value, self.error)
 
     def wait(self, patience_s: float) -> bool:
-        """Wait, in the event loop; return whether the job is done. If not, ``done`` will be called by itself."""
+        """
+        Wait, in the event loop; return whether the job is done. If not, ``done`` will be called by itself.
+        """
         return self.finished.acquire(timeout=patience_s) or self.give_up()
 
     def give_up(self) -> bool:
-        """Do not wait any longer; return whether the job is done after all."""
-        if self.claim.acquire(blocking=False):
+        """
+        Do not wait any longer; return whether the job is done after all. May be called again.
+        """
+        self.claims.append("loop")
+        if self.claims[0] == "loop":
             return False
         # It was finished in this very moment.
         if not self.is_finished:
@@ -138,8 +148,8 @@ class ThreadWorker:
     """
 
     _token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token, init=False)
-    _jobs: queue.SimpleQueue[_Submitted | _AwaitedJob | None] = attrs.field(
-        factory=queue.SimpleQueue["_Submitted | _AwaitedJob | None"], init=False
+    _jobs: queue.SimpleQueue[_Submitted | AwaitedJob | None] = attrs.field(
+        factory=queue.SimpleQueue["_Submitted | AwaitedJob | None"], init=False
     )
     _pending: int = attrs.field(default=0, init=False)
     "How many jobs were submitted of which the event loop has not been told that they are done."
@@ -170,7 +180,7 @@ class ThreadWorker:
         if not patience_s:
             self._jobs.put((job, note_done))
             return
-        awaited = _AwaitedJob(job, note_done)
+        awaited = AwaitedJob(job, note_done)
         is_done = False
         try:
             self._jobs.put(awaited)
@@ -194,7 +204,7 @@ class ThreadWorker:
         run_sync_soon = self._token.run_sync_soon
         while (item := self._jobs.get()) is not None:
             try:
-                if isinstance(item, _AwaitedJob):
+                if isinstance(item, AwaitedJob):
                     item.run(run_sync_soon)
                 else:
                     _run(*item, call=run_sync_soon)
