@@ -817,7 +817,7 @@ UPKEEP = _in(
         "a checkpoint speaks of what is not durable",
         "        await self.committer.sync()\n        size = ",
         "        size = ",
-        _SEGMENT_CUTS,
+        "test_checkpoint::test_checkpoint_is_written_when_all_that_it_tells_of_is_durable",
     ),
     (
         "a compacted segment has its name before what it rests on is durable",

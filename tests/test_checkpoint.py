@@ -428,3 +428,23 @@ def test_small_store_needs_no_checkpoint():
     disk = SimulatedDisk()
     open_on(disk, run_instance, segment_bytes=1 << 20)
     assert names_on(disk) == [str(segment(1)), "lock"]
+
+
+@pytest.mark.parametrize("durability", ["fsync", "os"])
+def test_checkpoint_is_written_when_all_that_it_tells_of_is_durable(durability: Durability):
+    """The power may fail as soon as a checkpoint is there: what it speaks of is there, too, synced before or not."""
+    disk = SimulatedDisk()
+    survivors: list[SimulatedDisk] = []
+    known: list[object] = []
+
+    async def main(store: OpenStore) -> None:
+        assert isinstance(store, OpenFileStore)
+        for _ in range(3):
+            await run_instance(store, ends=False)
+        known.append(await journals(store))
+        await store._upkeep.write_checkpoint()
+        survivors.append(disk.copy().power_cut(lose_all))
+
+    open_on(disk, main, durability, segment_bytes=1 << 16)
+    assert CHECKPOINT in survivors[0].shown
+    assert open_on(survivors[0], journals, durability, segment_bytes=1 << 16) == known[0]
