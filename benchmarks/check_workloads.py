@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import trio
-from workflows import count, time_concurrent, time_sequential, tiny
+from workflows import count, time_concurrent, time_sequential, wide
 
 import memable
 
@@ -37,15 +37,6 @@ Clock: TypeAlias = Callable[[], float]
 async def approved(ctx: memable.Context, number: int) -> int:
     await ctx.suspend(APPROVAL)
     return number
-
-
-@memable.workflow
-async def wide(ctx: memable.Context, items: int) -> int:
-    return sum(await ctx.fan_out("double", child, range(items), limit=100))
-
-
-async def child(ctx: memable.Context, number: int) -> int:
-    return await ctx.step("double", tiny, number)
 
 
 @memable.workflow

@@ -17,22 +17,13 @@ from typing import TypeAlias
 
 import trio
 from figures import Figure, Settings, at_most, exponent, number
-from workflows import count, time_concurrent, tiny
+from workflows import count, time_concurrent, wide
 
 import memable
 
 #: A little more than proportional is what the processor's caches make of it. Quadratic is 2.
 GOAL_EXPONENT = 1.2
 APPROVAL = memable.SuspendPoint("approval", bool)
-
-
-@memable.workflow
-async def wide(ctx: memable.Context, items: int) -> int:
-    return sum(await ctx.fan_out("double", child, range(items), limit=100))
-
-
-async def child(ctx: memable.Context, number: int) -> int:
-    return await ctx.step("double", tiny, number)
 
 
 @memable.workflow

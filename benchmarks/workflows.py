@@ -26,6 +26,15 @@ async def count(ctx: memable.Context, steps: int) -> int:
     return total
 
 
+@memable.workflow
+async def wide(ctx: memable.Context, items: int) -> int:
+    return sum(await ctx.fan_out("double", child, range(items), limit=100))
+
+
+async def child(ctx: memable.Context, number: int) -> int:
+    return await ctx.step("double", tiny, number)
+
+
 async def time_sequential(engine: memable.Engine, steps: int, name: str) -> float:
     """
     Return the seconds that one workflow takes from its start to its result.

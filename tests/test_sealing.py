@@ -55,7 +55,7 @@ from segmented import (
     tidy,
     without_checkpoint,
 )
-from simulated_disk import Fault, SimulatedDisk, lose_all, lose_nothing
+from simulated_disk import Fault, SimulatedDisk, SimulatedFile, lose_all, lose_nothing
 
 BOTH = pytest.mark.parametrize("durability", ["fsync", "os"])
 
@@ -355,6 +355,32 @@ def small() -> dict[str, SimulatedDisk]:
         name.is_compacted and b'"kind"' in compacted.content(path_to(name)) for name in chain_on(compacted).current
     )
     return {"plain": in_order(without_checkpoint(plain)), "compacted": in_order(without_checkpoint(compacted))}
+
+
+@pytest.mark.parametrize("kind", ["plain", "compacted"])
+def test_bytes_that_change_after_they_were_proven_are_told(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """What is taken for proven are the bytes that were proven, not those of another reading of the file."""
+    disk = small()[kind]
+    name = next(name for name in chain_on(disk).current[:-1] if name.is_compacted == (kind == "compacted"))
+    inode = disk.shown[path_to(name)]
+    right = bytes(inode.shown)
+    at = right.index(b'"instance":', right.index(b'"kind":')) + len(b'"instance":')
+    seen = 0
+    read_at = SimulatedFile.read_at
+
+    def flaky(file: SimulatedFile, offset: int, size: int) -> bytes:
+        nonlocal seen
+        chunk = read_at(file, offset, size)
+        if file.inode is inode and offset <= at < offset + len(chunk) and offset:
+            seen += 1
+            if seen == 2:
+                # An honest device, bad memory, or a second reading of a failing sector.
+                return chunk[: at - offset] + b"9" + chunk[at - offset + 1 :]
+        return chunk
+
+    monkeypatch.setattr(SimulatedFile, "read_at", flaky)
+    with pytest.raises(StoreCorruptedError):
+        read(disk)
 
 
 @pytest.mark.parametrize("kind", ["plain", "compacted"])
