@@ -110,6 +110,7 @@ LEVELS = {
         "_store.memory",
         "_store",
         "_timers",
+        "_observer",
         "_services",
         "_wait",
         "_activity",

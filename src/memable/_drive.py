@@ -59,6 +59,8 @@ class BodyCall:
         self.exc: BaseException | None = None
         "What it has raised, if it has."
         run.begin_body()
+        if run.services.observer is not None:
+            run.services.observer.on_run(run)
         self._patience = _Patience(run) if run.is_memo_only else None
 
     async def conclude(self) -> Driven:
@@ -75,6 +77,8 @@ class BodyCall:
         except BaseException as error:  # noqa: BLE001 - nothing of it is lost
             exc = error
         run.end_body()
+        if run.services.observer is not None:
+            run.services.observer.on_returned(run, exc)
         if self._patience is not None:
             self._patience.end()
         # Sorted leaf by leaf: what is fatal is given to the engine, the rest is the instance's outcome.

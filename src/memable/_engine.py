@@ -80,7 +80,7 @@ class Engine:
         self._answers = Answers(services, supervisor, self._instances)
         self._resumptions = Resumptions(services, supervisor, self._instances)
         self._removals = removals
-        self._ids = IdMaker()
+        self._ids = IdMaker(services.randbits)
 
     # Definitions ---------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections.abc import Callable
 
 import attrs
 
@@ -20,7 +21,9 @@ class IdMaker:
     Makes the ids of one engine. Each is greater than the one before, also when the clock stands still.
     """
 
-    _last: int = 0
+    _randbits: Callable[[int], int] = secrets.randbits
+    "Returns so many random bits."
+    _last: int = attrs.field(default=0, init=False)
     "Milliseconds and counter of the newest id."
 
     def make(self, unix_s: float) -> str:
@@ -34,5 +37,5 @@ class IdMaker:
         # A full counter runs over into the milliseconds: still unique, still in order.
         self._last = max(now, self._last + 1)
         ms, counter = divmod(self._last, 1 << _COUNTER_BITS)
-        value = (ms << 80) | (7 << 76) | (counter << 64) | (0b10 << 62) | secrets.randbits(_RANDOM_BITS)
+        value = (ms << 80) | (7 << 76) | (counter << 64) | (0b10 << 62) | self._randbits(_RANDOM_BITS)
         return str(uuid.UUID(int=value))

@@ -8,6 +8,7 @@ import functools
 import math
 import os
 import random
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
@@ -24,6 +25,7 @@ from ._engine import Engine, check_timeout
 from ._errors import StorageError
 from ._header import InstanceHeader
 from ._numbers import is_count
+from ._observer import RunObserver
 from ._recovering import Recovery
 from ._removing import Removals
 from ._retry import RetryPolicy
@@ -77,6 +79,23 @@ def _uninterrupted(
 
 
 @attrs.frozen
+class Surroundings:
+    """
+    What an engine finds around it, and a test or a plan may choose.
+    """
+
+    observer: RunObserver | None = None
+    "Is told what runs do."
+    uniform: Callable[[], float] = attrs.field(factory=lambda: random.Random().random)  # noqa: S311 - guards nothing
+    "Returns a random number, uniform in [0, 1): it spreads retries."
+    randbits: Callable[[int], int] = secrets.randbits
+    "Returns so many random bits: they make ids unique."
+    codec: Codec | None = None
+    "Used instead of a new one: a converter takes longer to make than a small workflow to run."
+    annotations: AnnotationCache = attrs.field(factory=AnnotationCache)
+
+
+@attrs.frozen
 class _Settings:
     """What an engine is to be like, checked."""
 
@@ -88,6 +107,7 @@ class _Settings:
     aliases: Mapping[str, type]
     codec: Codec
     clock: Clock
+    surroundings: Surroundings
 
 
 @attrs.frozen
@@ -101,9 +121,7 @@ class _Parts:
     engine: Engine
 
 
-@_uninterrupted
-@asynccontextmanager
-async def open_engine(
+def open_engine(
     store: str | os.PathLike[str] | Store | None = None,
     *,
     workflows: Iterable[Workflow[..., Any]] = (),
@@ -116,7 +134,7 @@ async def open_engine(
     converter: cattrs.Converter | None = None,
     aliases: Mapping[str, type] = {},
     max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
-) -> AsyncIterator[Engine]:
+) -> AbstractAsyncContextManager[Engine]:
     """
     Open a store, recover what is unfinished in it, and run workflows over it until the block is left.
 
@@ -147,6 +165,42 @@ async def open_engine(
         BaseException: What the block raised, as itself. What a workflow raised and no workflow may handle, such as
             ``KeyboardInterrupt``; several of those together come in a group.
     """
+    return open_engine_in(
+        Surroundings(),
+        store,
+        workflows=workflows,
+        default_retry=default_retry,
+        resume_on_start=resume_on_start,
+        shutdown_timeout=shutdown_timeout,
+        retention=retention,
+        max_parked=max_parked,
+        max_recoveries=max_recoveries,
+        converter=converter,
+        aliases=aliases,
+        max_value_bytes=max_value_bytes,
+    )
+
+
+@_uninterrupted
+@asynccontextmanager
+async def open_engine_in(
+    surroundings: Surroundings,
+    store: str | os.PathLike[str] | Store | None,
+    *,
+    workflows: Iterable[Workflow[..., Any]],
+    default_retry: RetryPolicy | None = None,
+    resume_on_start: bool = True,
+    shutdown_timeout: float = math.inf,
+    retention: float | None = None,
+    max_parked: int = 1000,
+    max_recoveries: int = 100,
+    converter: cattrs.Converter | None = None,
+    aliases: Mapping[str, type] = {},
+    max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
+) -> AsyncIterator[Engine]:
+    """
+    Do what ``open_engine`` does, in surroundings of the caller's choice.
+    """
     _check_numbers(max_parked=max_parked, max_recoveries=max_recoveries, max_value_bytes=max_value_bytes)
     _check_settings(default_retry, resume_on_start, converter, aliases)
     check_retention(retention)
@@ -157,8 +211,9 @@ async def open_engine(
         max_parked=max_parked,
         max_recoveries=max_recoveries,
         aliases=aliases,
-        codec=Codec(converter=converter, aliases=aliases, max_value_bytes=max_value_bytes),
+        codec=surroundings.codec or Codec(converter=converter, aliases=aliases, max_value_bytes=max_value_bytes),
         clock=current_clock(),
+        surroundings=surroundings,
     )
     fatal: list[BaseException] = []
     left_by: BaseException | None = None
@@ -216,11 +271,13 @@ def _assemble(
         clock=settings.clock,
         timers=Timers(settings.clock),
         codec=settings.codec,
-        annotations=AnnotationCache(),
+        annotations=settings.surroundings.annotations,
         aliases=settings.aliases,
         default_retry=settings.default_retry,
-        uniform=random.Random().random,  # noqa: S311 - spreads retries, guards nothing
+        uniform=settings.surroundings.uniform,
+        randbits=settings.surroundings.randbits,
         fail=fail,
+        observer=settings.surroundings.observer,
     )
     supervisor = Supervisor(services, nursery, block_scope, fatal, max_parked=settings.max_parked, on_end=on_end)
     removals = Removals(services, supervisor, settings.retention_s)

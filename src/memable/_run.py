@@ -423,6 +423,10 @@ class Run:
                 self.blame(error)
             raise error from None
         place.claims = put(place.claims, path, None)
+        if self.services.observer is not None:
+            journal = self.journal
+            is_recorded = path in journal.memos or path in journal.compensations or path in journal.detached
+            self.services.observer.on_asked(self, operation, path, is_recorded=is_recorded)
         self.replay.return_(path)
         if self.is_memo_only or self.open_scopes:
             self.last_progress_at = self.services.clock.now()

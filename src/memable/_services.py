@@ -11,6 +11,7 @@ import attrs
 from ._annotations import AnnotationCache
 from ._clock import Clock
 from ._errors import StorageError
+from ._observer import RunObserver
 from ._retry import RetryPolicy
 from ._store._protocol import OpenStore
 from ._timers import Timers
@@ -32,5 +33,9 @@ class Services:
     default_retry: RetryPolicy | None
     uniform: Callable[[], float]
     "Returns a random number, uniform in [0, 1)."
+    randbits: Callable[[int], int]
+    "Returns so many random bits, as an int."
     fail: Callable[[StorageError], None]
     "Stops the engine: the store takes nothing any more."
+    observer: RunObserver | None = None
+    "Is told what runs do, in tests and plans."

@@ -178,6 +178,8 @@ async def refuse(run: Run, place: Place, path: str | None, exc: BaseException) -
     # Nothing was recorded, or the caller was cancelled before it could learn of it: the key is free again.
     if path is not None:
         run.release(place, path)
+    if run.services.observer is not None and not isinstance(exc, Exception):
+        run.services.observer.on_interrupted(run, path)
     if not isinstance(exc, Exception) and (code_error := find_code_error(exc)) is not None:
         # Beside Cancelled in a group, say. The scope that takes its part of the group must not hide the rest.
         run.blame(code_error)
@@ -439,6 +441,8 @@ async def _attempt(run: Run, path: str, step: Step, annotation: Any, attempt: in
         codec.check(annotation)
     except SerializationError as error:
         return _unencodable(error.problem)
+    if run.services.observer is not None and not step.is_probe:
+        run.services.observer.on_executed(run, path, attempt)
     try:
         value = await (_call(run, path, step) if step.timeout is None else _call_in_time(run, path, step, attempt))
     except Exception as exc:  # noqa: BLE001 - a step may fail with anything
