@@ -24,7 +24,7 @@ SWEEPS = (
 #: Tests run in as many processes as there are cores.
 TOGETHER = ("--numprocesses=auto", "--dist=worksteal")
 #: memable with all its extras.
-PACKAGE = ".[cli,pydantic]"
+PACKAGE = ".[cli,pydantic,testing]"
 
 
 @nox.session
@@ -105,10 +105,12 @@ def soak(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """
-    Run every example in the documentation, and check the commands and files it names.
+    Build the site without the network, and run every example, command and link of the documentation.
     """
-    session.install(PACKAGE, "--group", "test")
-    session.run("pytest", "tests/test_docs.py", *session.posargs)
+    session.install(".[cli,pydantic,testing]", "--group", "docs", "--group", "test")
+    # A warning is an error: a link that leads nowhere, a name that is not in the reference.
+    session.run("sphinx-build", "-b", "html", "-n", "-W", "--keep-going", "-E", "-q", "docs", "docs/_build/html")
+    session.run("pytest", "tests/test_docs.py", "tests/test_diagrams.py", *TOGETHER, *session.posargs)
 
 
 @nox.session

@@ -15,8 +15,8 @@ from memable._frames import SegmentHeader, decode_header
 from memable._json import dumps, loads
 from memable._segments import SegmentName
 from memable._store._reading import LogReading, read_log
+from memable._testing._simulated_disk import SimulatedDisk
 from segmented import PATH, chain_on, in_order, without_checkpoint
-from simulated_disk import SimulatedDisk
 
 
 def path_to(name: SegmentName) -> Path:

@@ -23,7 +23,7 @@ import trio
 
 import memable
 from memable._disk import RealDisk
-from watched_disk import Call, WatchedDisk
+from memable._testing._watched_disk import Call, WatchedDisk
 
 #: A worker that is stuck ends itself after so many seconds; one that is not takes a small fraction of that.
 GIVE_UP_AFTER_S = 120

@@ -23,7 +23,7 @@ from memable._clock import current_clock
 from memable._disk import RealDisk
 from memable._store._protocol import OpenStore
 from sample_records import start
-from watched_disk import Call, WatchedDisk
+from memable._testing._watched_disk import Call, WatchedDisk
 
 
 @attrs.frozen

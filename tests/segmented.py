@@ -20,8 +20,8 @@ from memable._segments import Chain, chain_of
 from memable._store._protocol import OpenStore
 from memable._store._snapshot import read_store
 from memable._superseded import superseded
+from memable._testing._simulated_disk import SimulatedDisk, SimulatedFile
 from sample_records import completed, retired, started, step
-from simulated_disk import SimulatedDisk, SimulatedFile
 
 T = TypeVar("T")
 

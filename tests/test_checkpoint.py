@@ -20,6 +20,7 @@ from memable._store._checkpoint import write_checkpoint
 from memable._store._protocol import OpenStore
 from memable._store._verify import verify_store
 from memable._store.file import OpenFileStore
+from memable._testing._simulated_disk import SimulatedDisk, lose_all
 from sample_records import completed, resumed, retired, started, step
 from segmented import (
     CHECKPOINT,
@@ -39,7 +40,6 @@ from segmented import (
     tidy,
     without_checkpoint,
 )
-from simulated_disk import SimulatedDisk, lose_all
 
 
 async def contents(store: OpenStore) -> object:

@@ -20,6 +20,7 @@ from memable import FileStore, StorageError, StoreCorruptedError
 from memable._clock import current_clock
 from memable._records import InstanceRecord
 from memable._store._protocol import OpenStore
+from memable._testing._simulated_disk import Choose, Fault, SimulatedDisk, lose_all, lose_nothing
 from sample_records import completed, resumed, retired, started, step
 from segmented import (
     CHECKPOINT,
@@ -42,7 +43,6 @@ from segmented import (
     without_checkpoint,
     without_superseded,
 )
-from simulated_disk import Choose, Fault, SimulatedDisk, lose_all, lose_nothing
 
 
 def everywhere(disk: SimulatedDisk, durability: Durability = "fsync") -> Journals:

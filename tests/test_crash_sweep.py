@@ -25,9 +25,9 @@ from memable._clock import Clock, current_clock
 from memable._journal import Memo, journal_of
 from memable._records import InstanceRecord, StepCompleted
 from memable._store._protocol import OpenStore, Store
+from memable._testing._simulated_disk import Choose, SimulatedDisk, lose_all, lose_nothing
 from running import ending_of, kinds_of
-from simulated_disk import Choose, SimulatedDisk, lose_all, lose_nothing
-from watched_disk import Call, WatchedDisk
+from memable._testing._watched_disk import Call, WatchedDisk
 
 INSTANCE = "i"
 DIRECTORY = Path("/store")

@@ -8,9 +8,9 @@ from typing import cast
 
 from memable._store._protocol import OpenStore
 from memable._store.file import OpenFileStore
+from memable._testing._simulated_disk import SimulatedDisk
 from sample_records import started, step
 from segmented import forgetting, open_on, retire, run_instance, tidy
-from simulated_disk import SimulatedDisk
 
 
 def test_lines_that_were_left_out_do_not_shift_the_others():

@@ -34,6 +34,7 @@ from memable._store._protocol import OpenStore
 from memable._store._repair import repair_store
 from memable._store._snapshot import read_store
 from memable._store._verify import verify_store
+from memable._testing._simulated_disk import Fault, SimulatedDisk, SimulatedFile, lose_all, lose_nothing
 from sample_records import completed, started, step
 from segmented import (
     LOCK,
@@ -55,7 +56,6 @@ from segmented import (
     tidy,
     without_checkpoint,
 )
-from simulated_disk import Fault, SimulatedDisk, SimulatedFile, lose_all, lose_nothing
 
 BOTH = pytest.mark.parametrize("durability", ["fsync", "os"])
 

@@ -17,8 +17,8 @@ from memable._store._directory import rename_durably
 from memable._store._failures import UnsettledRenameError
 from memable._store._protocol import OpenStore
 from memable._store._settling_disk import SettlingDisk
+from memable._testing._simulated_disk import Fault, PowerCutError, SimulatedDisk, lose_all, lose_nothing
 from segmented import journals, open_on, retire, run_instance, tidy
-from simulated_disk import Fault, PowerCutError, SimulatedDisk, lose_all, lose_nothing
 
 PATH = Path("/store")
 

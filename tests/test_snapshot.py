@@ -18,6 +18,7 @@ from memable._disk import RealDisk
 from memable._records import InstanceRecord
 from memable._store._protocol import OpenStore
 from memable._store._snapshot import StoreSnapshot, read_store
+from memable._testing._simulated_disk import Fault, SimulatedDisk, SimulatedFile
 from sample_records import completed, retired, started, step
 from segmented import (
     CHECKPOINT,
@@ -37,7 +38,6 @@ from segmented import (
     without_checkpoint,
     without_superseded,
 )
-from simulated_disk import Fault, SimulatedDisk, SimulatedFile
 
 
 @attrs.frozen

@@ -26,7 +26,7 @@ import trio.testing
 import full_disk_worker
 import memable
 from memable import StorageError
-from simulated_disk import Fault, SimulatedDisk, lose_all
+from memable._testing._simulated_disk import Fault, SimulatedDisk, lose_all
 
 PATH = Path("/store")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -27,8 +27,16 @@ from memable._records import InstanceRecord
 from memable._store._failures import UnsettledRenameError, is_no_room, storage_error
 from memable._store._protocol import OpenStore
 from memable._store._recovery import MAX_TORN_FILES
+from memable._testing._simulated_disk import (
+    Choose,
+    Fault,
+    PowerCutError,
+    SimulatedDisk,
+    SimulatedFile,
+    lose_all,
+    lose_nothing,
+)
 from sample_records import start, started, step
-from simulated_disk import Choose, Fault, PowerCutError, SimulatedDisk, SimulatedFile, lose_all, lose_nothing
 
 T = TypeVar("T")
 

@@ -29,10 +29,10 @@ from memable._record_json import encode_record
 from memable._records import InstanceRecord, InstanceRetired
 from memable._store._protocol import OpenStore
 from memable._store.file import MIN_SEGMENT_BYTES
+from memable._testing._simulated_disk import Choose, Fault, PowerCutError, SimulatedDisk, lose_all
 from sample_records import completed, retired, start, started, step
-from simulated_disk import Choose, Fault, PowerCutError, SimulatedDisk, lose_all
 from test_store_faults import LOCK, LOG, PATH, THREE, TORN, journals, killed_after_three, run, with_log, write_three
-from watched_disk import Call, WatchedDisk
+from memable._testing._watched_disk import Call, WatchedDisk
 
 
 @attrs.define(eq=False)

@@ -28,6 +28,7 @@ from memable._store._reading import LogReading, read_log
 from memable._store._space import Space
 from memable._store._tail import Appended
 from memable._store.file import OpenFileStore
+from memable._testing._simulated_disk import Fault, SimulatedDisk, SimulatedFile
 from sample_records import completed, resumed, started, step
 from segmented import (
     CHECKPOINT,
@@ -47,7 +48,6 @@ from segmented import (
     without_checkpoint,
     without_superseded,
 )
-from simulated_disk import Fault, SimulatedDisk, SimulatedFile
 
 # What is kept ------------------------------------------------------------------------------------------------------
 

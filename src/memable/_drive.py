@@ -78,7 +78,7 @@ class BodyCall:
             exc = error
         run.end_body()
         if run.services.observer is not None:
-            run.services.observer.on_returned(run, exc)
+            run.services.observer.on_left(run, exc, has_returned=self.returned is not None)
         if self._patience is not None:
             self._patience.end()
         # Sorted leaf by leaf: what is fatal is given to the engine, the rest is the instance's outcome.
@@ -119,7 +119,7 @@ async def _end(run: Run, exc: BaseException | None, *, returned: bool, value: ob
     cause = run.journal.compensating
     hiding = _find_hiding_error(run, exc)
     if cause is None:
-        ending = _decide(run, exc, value)
+        ending = decide_run(run, exc, value)
         if isinstance(ending, Leave) and returned:
             logger.warning(
                 "workflow %r, instance %r: the body swallowed the cancellation by which it was to be %s; what it "
@@ -163,7 +163,10 @@ def _find_hiding_error(run: Run, exc: BaseException | None) -> WorkflowCodeError
     return run.code_error or (None if exc is None else find_code_error(exc))
 
 
-def _decide(run: Run, exc: BaseException | None, value: object) -> Ending:
+def decide_run(run: Run, exc: BaseException | None, value: object) -> Ending:
+    """
+    Decide what follows what the body has returned or raised, and encode the one.
+    """
     problem = find_misused_call(exc)
     if problem is not None and run.leaving is None:
         run.misuse(problem)

@@ -65,14 +65,20 @@ class RunObserver(Protocol):
         """
         ...
 
+    def on_finished(self, run: ObservedRun, path: str) -> None:
+        """
+        Take note that the function of a step has returned. ``run.leaving`` says whether the run was being unwound.
+        """
+        ...
+
     def on_interrupted(self, run: ObservedRun, path: str | None) -> None:
         """
         Take note that an operation raises what is no ``Exception``, usually ``trio.Cancelled``.
         """
         ...
 
-    def on_returned(self, run: ObservedRun, exc: BaseException | None) -> None:
+    def on_left(self, run: ObservedRun, exc: BaseException | None, *, has_returned: bool) -> None:
         """
-        Take note that the body has returned, or raised *exc*. ``run.leaving`` says whether it was being unwound.
+        Take note that the body has returned or raised *exc*, or else was cancelled. ``run.leaving`` says why it was.
         """
         ...

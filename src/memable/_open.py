@@ -9,7 +9,7 @@ import math
 import os
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -90,6 +90,8 @@ class Surroundings:
     "Returns a random number, uniform in [0, 1): it spreads retries."
     randbits: Callable[[int], int] = secrets.randbits
     "Returns so many random bits: they make ids unique."
+    run_in_thread: Callable[..., Awaitable[Any]] = trio.to_thread.run_sync
+    "Calls a function in a thread."
     codec: Codec | None = None
     "Used instead of a new one: a converter takes longer to make than a small workflow to run."
     annotations: AnnotationCache = attrs.field(factory=AnnotationCache)
@@ -277,6 +279,7 @@ def _assemble(
         uniform=settings.surroundings.uniform,
         randbits=settings.surroundings.randbits,
         fail=fail,
+        run_in_thread=settings.surroundings.run_in_thread,
         observer=settings.surroundings.observer,
     )
     supervisor = Supervisor(services, nursery, block_scope, fatal, max_parked=settings.max_parked, on_end=on_end)

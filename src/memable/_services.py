@@ -4,9 +4,11 @@ What all runs of one engine share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import attrs
+import trio
 
 from ._annotations import AnnotationCache
 from ._clock import Clock
@@ -37,5 +39,7 @@ class Services:
     "Returns so many random bits, as an int."
     fail: Callable[[StorageError], None]
     "Stops the engine: the store takes nothing any more."
+    run_in_thread: Callable[..., Awaitable[Any]] = trio.to_thread.run_sync
+    "Calls a function in a thread."
     observer: RunObserver | None = None
     "Is told what runs do, in tests and plans."

@@ -147,7 +147,7 @@ async def perform_step(run: Run, place: Place, key: str, step: Step) -> Any:
             problem = find_misused_settings(step)
             if problem is not None:
                 raise run.misuse(problem, path)
-            await run.proceed(step.operation)
+            await run.proceed(step.operation, step)
             outcome = await execute_step(run, place, path, step, annotation)
             if run.open_scopes:
                 await run.deliver_cancellation()
@@ -445,6 +445,8 @@ async def _attempt(run: Run, path: str, step: Step, annotation: Any, attempt: in
         run.services.observer.on_executed(run, path, attempt)
     try:
         value = await (_call(run, path, step) if step.timeout is None else _call_in_time(run, path, step, attempt))
+        if run.services.observer is not None:
+            run.services.observer.on_finished(run, path)
     except Exception as exc:  # noqa: BLE001 - a step may fail with anything
         return await _judge(run, path, step, exc, attempt)
     try:
@@ -478,7 +480,7 @@ async def _call(run: Run, path: str, step: Step) -> Any:
     try:
         if step.operation == "step_in_thread":
             # Abandoned on cancellation: nobody can stop a thread, and the body need not wait for it.
-            (result,) = await trio.to_thread.run_sync(
+            (result,) = await run.services.run_in_thread(
                 _call_in_thread, step.fn, step.args, abandon_on_cancel=not step.once, limiter=step.limiter
             )
             problem = find_misused_result(step.operation, result)

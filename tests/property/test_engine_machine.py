@@ -30,8 +30,8 @@ from memable._clock import _virtual_origin, current_clock
 from memable._header import InstanceHeader
 from memable._journal import Journal, Memo, journal_of
 from memable._records import AttemptFailed, InstanceCompleted, InstanceRecord, InstanceResumed, StepCompleted
+from memable._testing._simulated_disk import SimulatedDisk, lose_all, lose_nothing
 from running import ending_of
-from simulated_disk import SimulatedDisk, lose_all, lose_nothing
 
 DIRECTORY = Path("/store")
 #: So that a story has several files of the log.

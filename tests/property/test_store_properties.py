@@ -17,8 +17,8 @@ from memable import FileStore, InMemoryStore, StorageError
 from memable._clock import current_clock
 from memable._records import InstanceRecord
 from memable._store._protocol import OpenStore, Store
+from memable._testing._simulated_disk import Choose, PowerCutError, SimulatedDisk, lose_all, lose_nothing
 from sample_records import completed, resumed, retired, started, step
-from simulated_disk import Choose, PowerCutError, SimulatedDisk, lose_all, lose_nothing
 
 PATH = Path("/store")
 

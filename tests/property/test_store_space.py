@@ -19,6 +19,7 @@ from memable import FileStore, InMemoryStore, StorageError
 from memable._clock import current_clock
 from memable._records import InstanceRecord
 from memable._store._protocol import OpenStore, Store
+from memable._testing._simulated_disk import SimulatedDisk, lose_all, lose_nothing
 from sample_records import completed, resumed, retired, started, step
 from segmented import (
     PATH,
@@ -32,7 +33,6 @@ from segmented import (
     without_checkpoint,
     without_superseded,
 )
-from simulated_disk import SimulatedDisk, lose_all, lose_nothing
 
 
 @attrs.frozen

@@ -36,8 +36,8 @@ from memable._records import (
     StepFailed,
 )
 from memable._store._snapshot import read_store
+from memable._testing._simulated_disk import SimulatedDisk
 from programs import WORKFLOWS, Fails, Incomplete, World, ops_of
-from simulated_disk import SimulatedDisk
 from soak.ledger import LATE_S, Ledger, Name, is_once, is_within
 from soak.watch import WatchedStore
 from soak.weather import FAIR

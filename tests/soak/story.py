@@ -17,8 +17,8 @@ import trio
 
 import memable
 from memable._records import StepCompleted, StepFailed
+from memable._testing._simulated_disk import Fault, SimulatedDisk, lose_all, lose_nothing
 from programs import RETENTION_S, WORKFLOWS, Program, Step, Suspend, ops_of
-from simulated_disk import Fault, SimulatedDisk, lose_all, lose_nothing
 from soak.checks import DIRECTORY, MANY_RECOVERIES, Model, ReexecutedError, Sent
 from soak.ledger import Ledger, Name
 from soak.watch import WatchedStore

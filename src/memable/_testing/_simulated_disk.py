@@ -26,10 +26,16 @@ Choose = Callable[[int], int]
 
 
 def lose_all(count: int) -> int:
+    """
+    Choose the greatest loss: nothing that was not synced has reached the disk.
+    """
     return 0
 
 
 def lose_nothing(count: int) -> int:
+    """
+    Choose no loss: all that was written has reached the disk.
+    """
     return count - 1
 
 
@@ -44,6 +50,8 @@ class PowerCutError(OSError):
 
 @attrs.define(eq=False)
 class _Inode:
+    """What a file is, under whatever name."""
+
     stored: bytes = b""
     "What is on the disk."
     shown: bytearray = attrs.field(factory=bytearray)
@@ -222,9 +230,24 @@ class SimulatedDisk:
         """
         return bytes(self.shown[path].shown)
 
+    def path_of(self, file: SimulatedFile) -> Path:
+        """
+        Return the path under which the system shows an open file.
+
+        Raises:
+            KeyError: It was removed.
+        """
+        for path, inode in self.shown.items():
+            if inode is file.inode:
+                return path
+        raise KeyError("the file was removed")
+
     # The interface of a disk ---------------------------------------------------------------------------------------
 
     def make_directory(self, path: Path) -> bool:
+        """
+        Make a directory. Returns False if there is one.
+        """
         self.call("make_directory")
         if path in self.directories or path in self.shown:
             return False
@@ -234,16 +257,25 @@ class SimulatedDisk:
         self.new_directories.add(path)
         return True
 
-    def restrict_directory(self, path: Path) -> None:
+    def restrict_directory(self, path: Path) -> None:  # noqa: ARG002 - it has one user
+        """
+        Do nothing: there are no other users.
+        """
         self.call("restrict_directory")
 
     def list_names(self, path: Path) -> list[str]:
+        """
+        Return the names of the files in a directory, sorted.
+        """
         self.call("list_names")
         if path not in self.directories:
             raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path))
         return sorted(found.name for found in self.shown if found.parent == path)
 
     def open_file(self, path: Path, *, create: bool = False) -> SimulatedFile:
+        """
+        Open a file, or make a new one.
+        """
         self.call("create" if create else "open")
         if create:
             if path in self.shown:
@@ -254,21 +286,33 @@ class SimulatedDisk:
         return SimulatedFile(self, self.shown[path])
 
     def open_to_read(self, path: Path) -> SimulatedFile:
+        """
+        Open a file.
+        """
         return self.open_file(path)
 
     def rename(self, source: Path, target: Path) -> None:
+        """
+        Rename a file; replaces what has that name.
+        """
         self.call("rename")
         # One change: a rename happens as a whole.
         self.waiting.append((source.parent, f"rename {source.name}", target, self.shown[source]))
         self.shown[target] = self.shown.pop(source)
 
     def remove(self, path: Path) -> None:
+        """
+        Remove a file.
+        """
         self.call("remove")
         if path not in self.shown:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
         self.change("unlink", path, None)
 
     def remove_directory(self, path: Path) -> None:
+        """
+        Remove an empty directory.
+        """
         self.call("remove_directory")
         if any(found.parent == path for found in self.shown):
             raise OSError(errno.ENOTEMPTY, "directory not empty", str(path))
@@ -277,6 +321,9 @@ class SimulatedDisk:
         self.forgotten_directories.discard(path)
 
     def sync_directory(self, path: Path) -> None:
+        """
+        Make what was created, renamed and removed in a directory durable.
+        """
         try:
             self.call("sync_directory")
         except PowerCutError:
@@ -292,6 +339,9 @@ class SimulatedDisk:
         self.waiting[:] = [entry for entry in self.waiting if entry[0] != path]
 
     def lock(self, path: Path) -> SimulatedLock:
+        """
+        Lock a file, which is made if it is missing.
+        """
         self.call("lock")
         if path in self.locked:
             raise BlockingIOError(errno.EWOULDBLOCK, "locked", str(path))
@@ -304,6 +354,9 @@ class SimulatedDisk:
     # What its files and locks need ---------------------------------------------------------------------------------
 
     def change(self, what: str, path: Path, inode: _Inode | None) -> None:
+        """
+        Do something in a directory that waits for its sync.
+        """
         self.waiting.append((path.parent, what, path, inode))
         if inode is None:
             del self.shown[path]
@@ -311,7 +364,9 @@ class SimulatedDisk:
             self.shown[path] = inode
 
     def call(self, name: str) -> Fault | None:
-        """Count a call. Raises if it fails; returns a fault that lets it do part of its work."""
+        """
+        Count a call. Raises if it fails; returns a fault that lets it do part of its work.
+        """
         if self.is_off:
             raise PowerCutError
         number = len(self.calls)
@@ -339,6 +394,10 @@ def _apply(names: dict[Path, _Inode], changes: list[tuple[Path, str, Path, _Inod
 
 @attrs.define(eq=False)
 class SimulatedFile:
+    """
+    An open file of a simulated disk.
+    """
+
     disk: SimulatedDisk
     inode: _Inode
     is_open: bool = True
@@ -346,14 +405,23 @@ class SimulatedFile:
     "The error of the next write, after a short one."
 
     def size(self) -> int:
+        """
+        Return the length in bytes.
+        """
         self._call("size")
         return len(self.inode.shown)
 
     def read_at(self, offset: int, size: int) -> bytes:
+        """
+        Return bytes from an offset on, fewer only at the end.
+        """
         self._call("read")
         return bytes(self.inode.shown[offset : offset + size])
 
     def write_at(self, offset: int, chunk: bytes) -> int:
+        """
+        Write at an offset; return how many bytes of it.
+        """
         fault = self._call("write")
         if self.fails_next is not None:
             raise OSError(self.fails_next, os.strerror(self.fails_next))
@@ -365,6 +433,9 @@ class SimulatedFile:
         return len(chunk)
 
     def sync(self) -> None:
+        """
+        Make what was written durable.
+        """
         fault = self._call("sync")
         if fault is not None:
             self.inode.waiting.clear()
@@ -377,10 +448,16 @@ class SimulatedFile:
                     self.disk.on_sync(path)
 
     def truncate(self, size: int) -> None:
+        """
+        Cut the file to so many bytes.
+        """
         self._call("truncate")
         self.inode.truncate(size)
 
     def close(self) -> None:
+        """
+        Close the file.
+        """
         self.is_open = False
 
     def _call(self, name: str) -> Fault | None:
@@ -391,6 +468,10 @@ class SimulatedFile:
 
 @attrs.define(eq=False)
 class SimulatedLock:
+    """
+    A lock on a file of a simulated disk. It lasts until it is released or the disk goes on elsewhere.
+    """
+
     disk: SimulatedDisk
     path: Path
     inode: _Inode
@@ -401,11 +482,17 @@ class SimulatedLock:
         self.file = SimulatedFile(self.disk, self.inode)
 
     def check(self) -> None:
+        """
+        Make sure that the lock still locks the file at its path.
+        """
         self.disk.call("check")
         if self.disk.shown.get(self.path) is not self.inode:
             raise OSError(errno.ENOLCK, "the lock is lost")
 
     def release(self) -> None:
+        """
+        Unlock the file.
+        """
         if self.is_held:
             self.is_held = False
             self.file.close()

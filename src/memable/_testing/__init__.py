@@ -1,0 +1,3 @@
+"""
+What ``memable.testing`` is made of.
+"""

@@ -1,0 +1,402 @@
+"""
+Lets one process of a scenario live: from a moment at which it begins to its end, with a look at each moment on the way.
+
+A process never really dies here. At each moment at which it could, what would be left of it is put aside (a copy of the
+disk, and of the world outside), and it goes on: the process that follows its death begins from there. So nothing of a
+dead process runs, no ``finally`` block, no destructor, as with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import trio
+from trio.testing import MockClock
+
+from .._clock import begin_virtual_time
+from .._definition import Workflow
+from .._disk import Disk
+from .._engine import Engine
+from .._errors import StorageError
+from .._journal import Journal, journal_of
+from .._open import Surroundings, open_engine_in
+from .._states import Cancelled, Completed, Failed
+from .._store._snapshot import read_store
+from .._store.file import FileStore
+from ._effects import Effect, Effects, effect_listener
+from ._happenings import EffectHappened, Happening, LifeBegun
+from ._outside import bring_back, take_down
+from ._scheduling import seeded_scheduling
+from ._simulated_disk import SimulatedDisk, SimulatedFile, lose_all
+from ._wall_clock import Follower
+from ._watched_disk import Call, WatchedDisk
+from ._watching import Watcher
+from ._written_records import describe_write
+
+#: Where the store is on the simulated disk.
+DIRECTORY = Path("/store")
+#: When every scenario begins: 2026-01-01 00:00 UTC. Any time would do, as long as it is always the same.
+BEGINS_AT_UNIX_S = 1_767_225_600.0
+#: A process that has let so many turns of its tasks pass is busy for ever.
+MOST_TURNS = 300_000
+
+Scenario = Callable[[Engine], Awaitable[Any]]
+"What the process does with its engine."
+
+Points = Literal["writes", "calls"]
+"At what the process may die: durable writes of records, or every call of the disk that changes it."
+
+_CHANGING = frozenset(("make_directory", "create", "open", "write", "sync", "truncate", "rename", "sync_directory"))
+
+
+@attrs.frozen
+class Moment:
+    """
+    What a process finds when it begins.
+    """
+
+    disk: SimulatedDisk
+    "Its disk. To be copied before use."
+    outside: tuple[tuple[object, object], ...]
+    "Objects of the world outside, each with its state."
+    at_unix_s: float
+    "What time it is."
+    happenings: tuple[Happening, ...] = ()
+    "What has happened before, in this schedule."
+    names: Mapping[int, str] = attrs.field(factory=dict)
+    "What instances are called, by their numbers."
+
+
+@attrs.frozen
+class Fork:
+    """
+    A moment at which a process could die, and what the next one finds then.
+    """
+
+    number: int
+    "Counts the moments of the process, from 0."
+    place: str
+    "In words."
+    moment: Moment
+    is_write: bool
+    "Whether a write has just become durable."
+
+
+@attrs.frozen
+class Outcome:
+    """
+    How a process ended.
+    """
+
+    kind: Literal["returned", "raised", "stuck", "busy", "stopped"]
+    value: Any = None
+    "What the scenario returned."
+    exc: BaseException | None = attrs.field(default=None, eq=False)
+    "What left the engine's block."
+    text: str = ""
+    "What it raised, or where it is stuck."
+
+
+@attrs.frozen
+class Life:
+    """
+    What came of letting a process live.
+    """
+
+    outcome: Outcome
+    forks: tuple[Fork, ...]
+    "The moments at which it could have died, as far as something else follows from each."
+    moment_count: int
+    "How many there were."
+    end: Moment
+    "What the next process would find after its end."
+    journals: Mapping[str, Journal]
+    "What the store holds then, by instance."
+    stop_place: str = ""
+    "If it was stopped: when."
+
+
+@attrs.frozen
+class Setting:
+    """
+    What all lives of an exploration share.
+    """
+
+    scenario: Scenario
+    workflows: tuple[Workflow[..., Any], ...]
+    options: Mapping[str, Any]
+    "Of the engine."
+    surroundings: Surroundings
+    points: Points
+    stuck_after_s: float
+    seed: int
+    adopted: dict[int, tuple[Effects, object]] = attrs.field(factory=dict)
+    "Effects that were not named as part of the world outside, and what they held before they were first used."
+
+
+@attrs.define
+class _Watch:
+    """The disk and the effects of one life: where it could have died."""
+
+    setting: Setting
+    watcher: Watcher
+    disk: SimulatedDisk
+    outside: list[object]
+    names: dict[int, str]
+    only: int | None
+    stop_at: int | None
+    now: Callable[[], float]
+    forks: list[Fork] = attrs.field(factory=list)
+    count: int = 0
+    stop: Callable[[], None] = attrs.field(default=lambda: None)
+    stop_place: str = ""
+    version: int = 0
+    "Counts effects and writes."
+    forked: tuple[int, float] | None = None
+    "What was put aside last: of which version, and when."
+
+    def on_call(self, call: Call) -> None:
+        """Look at a call of the disk."""
+        if call.name == "write" and call.when == "before":
+            place = describe_write(call.chunk, self.names)
+            if place is None and self.setting.points == "writes":
+                return
+            place = f"the write of {place or f'{len(call.chunk)} bytes'}"
+            self._pass(f"before {place}")
+            assert isinstance(call.file, SimulatedFile)
+            path = self.disk.path_of(call.file)
+            self._pass(f"within {place}", lambda disk: _tear(disk, path, call))
+        elif call.name == "write":
+            place = describe_write(call.chunk, self.names)
+            if place is not None or self.setting.points == "calls":
+                self.version += 1
+                self._pass(f"after the write of {place or f'{len(call.chunk)} bytes'}", is_write=True)
+        elif self.setting.points == "calls" and call.name in _CHANGING:
+            self.version += 1
+            self._pass(f"{call.when} the disk's {call.name}")
+            self._pass(f"{call.when} the disk's {call.name}, with the power cut", lambda disk: disk.power_cut(lose_all))
+
+    def before_effect(self, effects: Effects) -> None:
+        """Look at effects about to be recorded."""
+        if not any(one is effects for one in self.outside):
+            # Nothing of it was recorded before, in any schedule: so it held the same at each earlier moment.
+            self.setting.adopted[id(effects)] = (effects, effects.take_down())
+            self.outside.append(effects)
+
+    def on_effect(self, effects: Effects, effect: Effect) -> None:  # noqa: ARG002 - all of them are looked at alike
+        """Look at an effect that has happened."""
+        self.watcher.happenings.append(EffectHappened(effect))
+        self.version += 1
+        self._pass(f"after the effect {effect.name!r}")
+
+    def _pass(
+        self, place: str, change: Callable[[SimulatedDisk], SimulatedDisk] | None = None, *, is_write: bool = False
+    ) -> None:
+        """Take note of a moment at which the process could die; put aside what it would leave."""
+        number = self.count
+        self.count += 1
+        if number == self.stop_at:
+            self.stop_place = place
+            self.stop()
+        if self.only is not None:
+            if number != self.only:
+                return
+        elif change is None:
+            state = (self.version, self.now())
+            # What follows is the same, unless something has changed that only its owner knows of.
+            if state == self.forked and not is_write and all(isinstance(one, Effects) for one in self.outside):
+                return
+            self.forked = state
+        disk = self.disk.copy()
+        disk = disk.kill() if change is None else change(disk)
+        self.forks.append(Fork(number, place, self.moment(disk), is_write))
+
+    def moment(self, disk: SimulatedDisk) -> Moment:
+        """Return what a process would find that began now."""
+        outside = tuple((one, take_down(one)) for one in self.outside)
+        return Moment(disk, outside, self.now(), tuple(self.watcher.happenings), dict(self.names))
+
+
+def live(
+    setting: Setting,
+    start: Moment,
+    *,
+    only: int | None = None,
+    stop_at: int | None = None,
+    forks: bool = True,
+    entropy: str = "",
+) -> Life:
+    """
+    Let a process live.
+
+    Args:
+        setting: What it is to do.
+        start: What it finds.
+        only: Put aside what is left at this moment only.
+        stop_at: Stop it in order at this moment.
+        forks: Whether to put anything aside.
+        entropy: What the random numbers of this life are made from, beside the seed.
+    """
+    disk = start.disk.copy()
+    named = {id(one) for one, _ in start.outside}
+    outside = [*start.outside, *(found for key, found in setting.adopted.items() if key not in named)]
+    for one, state in outside:
+        bring_back(one, state)
+    watcher = Watcher((*start.happenings, LifeBegun()))
+    clock = MockClock(autojump_threshold=0)
+    # Trio's clock, too, tells another time in each life.
+    clock.jump(start.at_unix_s - BEGINS_AT_UNIX_S)
+    watch = _Watch(
+        setting=setting,
+        watcher=watcher,
+        disk=disk,
+        outside=[one for one, _ in outside],
+        names=dict(start.names),
+        only=only if forks else -1,
+        stop_at=stop_at,
+        now=lambda: BEGINS_AT_UNIX_S + clock.current_time(),
+    )
+    # Seeded by a text, so that no two lives make the same ids.
+    source = random.Random(f"{setting.seed}/{entropy}")  # noqa: S311 - a schedule must be repeatable
+    surroundings = attrs.evolve(
+        setting.surroundings,
+        observer=watcher,
+        uniform=source.random,
+        randbits=source.getrandbits,
+        run_in_thread=run_inline,
+    )
+    with seeded_scheduling(setting.seed):
+        outcome = trio.run(_live, setting, surroundings, watch, clock=clock)
+    end = watch.moment(disk.kill())
+    return Life(outcome, tuple(watch.forks), watch.count, end, _journals_on(end.disk), watch.stop_place)
+
+
+class _Overseer(trio.abc.Instrument):
+    """
+    Sees to it that a process comes to its end.
+    """
+
+    def __init__(self, stuck_after_s: float) -> None:
+        self.scope = trio.CancelScope()
+        self.engine: Engine | None = None
+        self.outcome: Outcome | None = None
+        self._stuck_after_s = stuck_after_s
+        self._turns = 0
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Stop the process in order."""
+        self._is_stopped = True
+        self.scope.cancel()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Count a turn of a task's."""
+        self._turns += 1
+        if self._turns == MOST_TURNS:
+            self.outcome = Outcome(
+                "busy", text=f"after {MOST_TURNS} turns of its tasks it was still busy in {task.name}"
+            )
+            self.scope.cancel()
+
+    async def watch(self) -> None:
+        """Give the process up if nothing happens any more."""
+        await trio.sleep(self._stuck_after_s)
+        self.outcome = Outcome("stuck", text=await _describe_unfinished(self.engine))
+        self.scope.cancel()
+
+    def conclude(self) -> Outcome:
+        """Return how it ended."""
+        if self._is_stopped or self.outcome is None:
+            return Outcome("stopped")
+        return self.outcome
+
+
+async def _describe_unfinished(engine: Engine | None) -> str:
+    if engine is None:
+        return "opening the engine"
+    told: list[str] = []
+    for found in await engine.list_instances():
+        state = await engine.state(found.workflow_name, found.instance_id)
+        if not isinstance(state, (Completed, Failed, Cancelled)):
+            told.append(f"{found.workflow_name}/{found.instance_id} is {state}")
+    return "; ".join(told) or "every instance has ended, and the scenario has not"
+
+
+async def run_inline(
+    fn: Callable[..., Any],
+    *args: object,
+    abandon_on_cancel: bool = False,
+    limiter: trio.CapacityLimiter | None = None,
+) -> Any:
+    """
+    Call a function as if in a thread: here and now, since a virtual clock does not wait for threads.
+    """
+    await trio.lowlevel.checkpoint()
+    if limiter is None:
+        return fn(*args)
+    async with limiter:
+        return fn(*args)
+
+
+async def _live(setting: Setting, surroundings: Surroundings, watch: _Watch) -> Outcome:
+    begin_virtual_time(watch.now())
+    effect_listener.set(watch)
+    store = store_on(WatchedDisk(watch.disk, watch.on_call))
+    overseer = _Overseer(setting.stuck_after_s)
+    watch.stop = overseer.stop
+    trio.lowlevel.add_instrument(overseer)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(overseer.watch)
+            with Follower(watch.now).following(), overseer.scope:
+                async with open_engine_in(
+                    surroundings, store, workflows=setting.workflows, **setting.options
+                ) as engine:
+                    overseer.engine = engine
+                    overseer.outcome = Outcome("returned", await setting.scenario(engine))
+            nursery.cancel_scope.cancel()
+    except BaseException as exc:  # noqa: BLE001 - what it means is for the caller to say
+        overseer.outcome = _raised(exc)
+    finally:
+        trio.lowlevel.remove_instrument(overseer)
+    return overseer.conclude()
+
+
+def store_on(disk: Disk) -> FileStore:
+    """
+    Return a store in a directory of a disk.
+    """
+    # No part of the interface for users: the real disk is all that they need.
+    private: dict[str, Any] = {"disk": disk}
+    return FileStore(DIRECTORY, **private)
+
+
+def _raised(exc: BaseException) -> Outcome:
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    if not isinstance(exc, Exception):
+        raise exc
+    return Outcome("raised", None, exc, f"{type(exc).__name__}: {exc}")
+
+
+def _tear(disk: SimulatedDisk, path: Path, call: Call) -> SimulatedDisk:
+    """Return what a process leaves that dies when half of a write has reached the disk."""
+    torn = disk.kill()
+    torn.shown[path].write(call.offset, call.chunk[: len(call.chunk) // 2])
+    return torn
+
+
+def _journals_on(disk: SimulatedDisk) -> dict[str, Journal]:
+    """Return what a store holds, by instance."""
+    try:
+        with read_store(disk, DIRECTORY) as snapshot:
+            return {
+                f"{header.workflow}/{header.instance_id}": journal_of(snapshot.load(header.number))
+                for header in snapshot.index.select()
+            }
+    except StorageError:
+        return {}

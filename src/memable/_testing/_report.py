@@ -1,0 +1,224 @@
+"""
+What an exploration of crashes has found, as values and as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+import attrs
+
+from ._crash_plan import CrashPlan
+from ._findings import ProblemKind, count_executions, find_differing
+from ._happenings import Happening, StepExecuted
+from ._life import Outcome
+
+T = TypeVar("T")
+
+#: So many problems are printed; there may be as many as schedules.
+_MOST_PRINTED = 10
+
+
+@attrs.frozen
+class Schedule(Generic[T]):
+    """
+    One way in which a scenario went.
+    """
+
+    plan: CrashPlan
+    "Where the process died."
+    places: tuple[str, ...]
+    "The same in words, one for each death."
+    outcome: Outcome
+    "How the last process ended."
+    happenings: tuple[Happening, ...] = attrs.field(repr=False)
+    "What happened, in all of them."
+
+    @property
+    def recipe(self) -> str:
+        """
+        What to give to ``explore_crashes(only=...)`` for this schedule.
+        """
+        return str(self.plan)
+
+    @property
+    def is_finished(self) -> bool:
+        """
+        Whether the scenario returned or raised.
+        """
+        return self.outcome.kind in {"returned", "raised"}
+
+    def describe(self) -> str:
+        """
+        Return where the process died, in words.
+        """
+        if self.plan.passivates:
+            return "every wait unwinds the body (max_parked=0)"
+        if not self.places:
+            return "nothing goes wrong"
+        return ", then ".join(
+            f"the process {'is stopped' if crash.is_stop else 'dies'} {place}"
+            for crash, place in zip(self.plan.crashes, self.places, strict=True)
+        )
+
+
+@attrs.frozen
+class Problem:
+    """
+    Something that is wrong with a workflow, and how to see it happen.
+    """
+
+    kind: ProblemKind
+    message: str
+    "What happened and what to do, naming who is to blame."
+    instance: str | None
+    "Of which instance, as ``workflow/id``."
+    key: str | None
+    "At which path."
+    recipe: str
+    "The shortest schedule in which it happens, for ``explore_crashes(only=...)``."
+    schedule: str
+    "That schedule in words."
+    count: int = 1
+    "In how many schedules it happens."
+
+    def __str__(self) -> str:
+        """
+        Return all of it as text.
+        """
+        often = "" if self.count == 1 else f" (and in {self.count - 1} more)"
+        replay = f'only="{self.recipe}"'
+        return f"{self.kind}: {self.message}\n    when {self.schedule}: {replay}{often}"
+
+
+@attrs.frozen
+class Result:
+    """
+    A way in which scenarios ended.
+    """
+
+    outcome: Outcome
+    count: int
+    "In how many schedules."
+    recipe: str
+    "The shortest of them."
+
+
+@attrs.frozen
+class CrashReport(Generic[T]):
+    """
+    What came of running a scenario once for each place where its process could die.
+
+    True in a condition if nothing is wrong, so that a test can say ``assert report``; printed, it says what is wrong,
+    who is to blame, and how to see it happen again.
+    """
+
+    schedules: tuple[Schedule[T], ...] = attrs.field(repr=False)
+    "All ways in which it went; the first one is without a crash."
+    problems: tuple[Problem, ...]
+    "What is wrong, the most telling first; each once, with the shortest schedule that shows it."
+    is_exhaustive: bool
+    "Whether all schedules were tried; if not, there are more than ``max_schedules``."
+
+    def __bool__(self) -> bool:
+        """
+        Return whether nothing is wrong.
+        """
+        return not self.problems
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """
+        How the scenario ended, over all schedules; the one without a crash comes first.
+        """
+        found: list[Result] = []
+        for schedule in self.schedules:
+            for index, known in enumerate(found):
+                if known.outcome == schedule.outcome:
+                    found[index] = attrs.evolve(known, count=known.count + 1)
+                    break
+            else:
+                found.append(Result(schedule.outcome, 1, schedule.recipe))
+        return tuple(found)
+
+    @property
+    def unfinished(self) -> tuple[Schedule[T], ...]:
+        """
+        The schedules in which the scenario neither returned nor raised.
+        """
+        return tuple(schedule for schedule in self.schedules if not schedule.is_finished)
+
+    @property
+    def executions(self) -> dict[str, int]:
+        """
+        How often each step's function was called in one schedule at most, by ``workflow/instance: path``.
+        """
+        most: dict[str, int] = {}
+        for schedule in self.schedules:
+            for name, count in count_executions(schedule.happenings).items():
+                most[name] = max(count, most.get(name, 0))
+        return most
+
+    @property
+    def differing_keys(self) -> dict[str, frozenset[str]]:
+        """
+        By instance, the keys that one run asked for and the one that finished the instance did not.
+        """
+        return _collect(found for schedule in self.schedules for found in find_differing(schedule.happenings))
+
+    @property
+    def unneeded(self) -> dict[str, frozenset[str]]:
+        """
+        By instance, the steps that ran although the run that finished the instance had no use for their outcomes.
+        """
+        executed = {
+            (one.instance, one.path)
+            for schedule in self.schedules
+            for one in schedule.happenings
+            if isinstance(one, StepExecuted)
+        }
+        return _collect(
+            found for schedule in self.schedules for found in find_differing(schedule.happenings) if found in executed
+        )
+
+    def __str__(self) -> str:
+        """
+        Return the report as text.
+        """
+        count = len(self.schedules)
+        more = "" if self.is_exhaustive else " (there are more: raise max_schedules)"
+        lines = [f"{count} schedules{more}, {len(self.problems) or 'no'} problem{'s'[: len(self.problems) != 1]}"]
+        for number, problem in enumerate(self.problems[:_MOST_PRINTED], 1):
+            lines.append(f"{number}. {problem}")
+        if len(self.problems) > _MOST_PRINTED:
+            lines.append(f"... and {len(self.problems) - _MOST_PRINTED} more")
+        lines.append("results:")
+        lines += [f"  {one.count:>5} x {describe_outcome(one.outcome)}" for one in self.results]
+        repeated = {name: often for name, often in self.executions.items() if often > 1}
+        if repeated:
+            lines.append("executed more than once in one schedule, at most:")
+            lines += [f"  {often:>5} x {name}" for name, often in sorted(repeated.items())]
+        return "\n".join(lines)
+
+
+def describe_outcome(outcome: Outcome) -> str:
+    """
+    Return how a process ended, in words.
+    """
+    match outcome.kind:
+        case "returned":
+            return f"returned {outcome.value!r}"
+        case "raised":
+            return f"raised {outcome.text}"
+        case "stopped":
+            return "stopped"
+        case _:
+            return f"{outcome.kind}: {outcome.text}"
+
+
+def _collect(pairs: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for instance, path in pairs:
+        found.setdefault(instance, set()).add(path)
+    return {instance: frozenset(paths) for instance, paths in found.items()}
