@@ -186,6 +186,7 @@ LEVELS = {
         "_testing._life",
         "_testing._findings",
         "_testing._report",
+        "_testing._schedules",
         "_testing._exploring",
         "_testing._journals",
         "_testing",

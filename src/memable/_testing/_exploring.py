@@ -10,12 +10,10 @@ things that go wrong, over a model of the disk.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypedDict, TypeVar, Unpack
 
-import attrs
 import cattrs
 import trio
 
@@ -25,11 +23,12 @@ from .._numbers import is_count
 from .._open import DEFAULT_MAX_VALUE_BYTES, Surroundings
 from .._retry import RetryPolicy
 from .._values._codec import Codec
-from ._crash_plan import Crash, CrashPlan, as_plan
-from ._findings import PROBLEM_KINDS, Finding, ProblemKind, find_problems, late_steps, values_in
-from ._life import BEGINS_AT_UNIX_S, Fork, Life, Moment, Outcome, Points, Setting, live
+from ._crash_plan import CrashPlan, as_plan
+from ._findings import PROBLEM_KINDS, ProblemKind
+from ._life import BEGINS_AT_UNIX_S, Moment, Points, Setting
 from ._outside import check_outside, take_down
-from ._report import CrashReport, Problem, Schedule, describe_outcome
+from ._report import CrashReport
+from ._schedules import Explorer, problems_of
 from ._simulated_disk import SimulatedDisk
 
 T = TypeVar("T")
@@ -118,30 +117,39 @@ def explore_crashes(
         >>> [problem.kind for problem in report.problems]
         ['effect-repeated']
     """
-    settings = _check(scenario, workflows, points, seed, options)
-    _check_numbers(depth=depth, max_schedules=max_schedules)
-    _check_kinds(allow)
-    start = Moment(
-        disk=SimulatedDisk(),
-        outside=tuple((one, take_down(one)) for one in check_outside(outside)),
-        at_unix_s=BEGINS_AT_UNIX_S,
-    )
-    explorer = _Explorer(settings, start, float(downtime), check)
+    setting = make_setting(scenario, workflows, options, points=points, seed=seed)
+    check_numbers(depth=depth, max_schedules=max_schedules)
+    check_kinds(allow)
+    explorer = Explorer((setting,), make_start(outside), float(downtime), check)
     if only is None:
-        with _quiet():
+        with quiet():
             explorer.explore(depth, max_schedules, stops=stops)
     else:
         explorer.run_one(as_plan(only))
+    explorer.reset()
     return CrashReport(
         schedules=tuple(explorer.schedules),
-        problems=_sorted(explorer, allow),
+        problems=problems_of(explorer, allow),
         is_exhaustive=not explorer.pending,
     )
 
 
+def make_start(outside: Iterable[object]) -> Moment:
+    """
+    Return what the first process of a scenario finds: an empty disk, and the world outside as it is.
+    """
+    return Moment(
+        disk=SimulatedDisk(),
+        outside=tuple((one, take_down(one)) for one in check_outside(outside)),
+        at_unix_s=BEGINS_AT_UNIX_S,
+    )
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to itself what recoveries tell of crashes that were meant."""
+def quiet() -> Iterator[None]:
+    """
+    Keep to itself what recoveries tell of crashes that were meant.
+    """
     logger = logging.getLogger("memable")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -151,13 +159,17 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _check(
+def make_setting(
     scenario: Callable[[Engine], Awaitable[Any]],
     workflows: Iterable[Workflow[..., Any]],
-    points: Points,
-    seed: int,
     options: EngineOptions,
+    *,
+    points: Points = "writes",
+    seed: int = 0,
 ) -> Setting:
+    """
+    Return what the lives of an exploration share, checked.
+    """
     given: object = scenario
     if not callable(given):
         raise TypeError(f"scenario must be an async function of an engine, not {scenario!r}")
@@ -181,139 +193,19 @@ def _check(
     )
 
 
-def _check_numbers(**numbers: object) -> None:
+def check_numbers(**numbers: object) -> None:
+    """
+    Refuse what is not a count.
+    """
     for name, number in numbers.items():
         if not is_count(number, least=0):
             raise ValueError(f"{name} must be an int, at least 0, not {number!r}")
 
 
-def _check_kinds(allow: Collection[str]) -> None:
+def check_kinds(allow: Collection[str]) -> None:
+    """
+    Refuse what is no kind of problem.
+    """
     unknown = [kind for kind in allow if kind not in PROBLEM_KINDS]
     if unknown or isinstance(allow, str):
         raise ValueError(f"allow takes kinds of problems ({', '.join(PROBLEM_KINDS)}), not {allow!r}")
-
-
-@attrs.frozen
-class _Task:
-    """A schedule that is to be run: a life, and maybe one more that follows it."""
-
-    plan: CrashPlan
-    places: tuple[str, ...]
-    start: Moment
-    depth: int
-    stop_at: int | None = None
-
-
-@attrs.define
-class _Explorer:
-    setting: Setting
-    start: Moment
-    downtime_s: float
-    check: Callable[[Any], object] | None
-    schedules: list[Schedule[Any]] = attrs.field(factory=list)
-    findings: list[list[Finding]] = attrs.field(factory=list)
-    pending: deque[_Task] = attrs.field(factory=deque)
-    values: dict[tuple[str, str], object] = attrs.field(factory=dict)
-    "What steps returned when nothing was cancelled, by instance and path."
-
-    def explore(self, depth: int, max_schedules: int, *, stops: bool) -> None:
-        """Run schedules, those in which least goes wrong first."""
-        self.pending.append(_Task(CrashPlan(), (), self.start, depth))
-        self.pending.append(_Task(CrashPlan(passivates=True), (), self.start, 0))
-        while self.pending and len(self.schedules) < max_schedules:
-            task = self.pending.popleft()
-            if task.stop_at is None:
-                life = self._run(task.plan, task.places, task.start, forks=task.depth > 0)
-                self.pending.extend(self._branches(task, life, stops=stops))
-            else:
-                self._stop_and_run(task, task.stop_at)
-
-    def run_one(self, plan: CrashPlan) -> None:
-        """Run one schedule."""
-        start, places = self.start, list[str]()
-        setting = self._setting_for(plan)
-        for index, crash in enumerate(plan.crashes):
-            entropy = str(CrashPlan(plan.crashes[:index]))
-            if crash.is_stop:
-                life = live(setting, start, stop_at=crash.moment, forks=False, entropy=entropy)
-                place, found = life.stop_place, life.end if life.stop_place else None
-            else:
-                life = live(setting, start, only=crash.moment, entropy=entropy)
-                place, found = next(((fork.place, fork.moment) for fork in life.forks), ("", None))
-            if found is None:
-                # It does not live so long: it comes to its end.
-                plan = attrs.evolve(plan, crashes=plan.crashes[:index])
-                break
-            places.append(place)
-            start = self._after(found)
-        self._run(plan, tuple(places), start, forks=False)
-
-    def _branches(self, task: _Task, life: Life, *, stops: bool) -> Iterable[_Task]:
-        for fork in life.forks:
-            yield self._branch(task, fork)
-        for fork in life.forks if stops else ():
-            if fork.is_write:
-                plan, places = task.plan.followed_by(Crash(fork.number, is_stop=True)), (*task.places, fork.place)
-                yield _Task(plan, places, task.start, 0, stop_at=fork.number)
-
-    def _branch(self, task: _Task, fork: Fork) -> _Task:
-        plan = task.plan.followed_by(Crash(fork.number))
-        return _Task(plan, (*task.places, fork.place), self._after(fork.moment), task.depth - 1)
-
-    def _stop_and_run(self, task: _Task, stop_at: int) -> None:
-        entropy = str(attrs.evolve(task.plan, crashes=task.plan.crashes[:-1]))
-        life = live(self.setting, task.start, stop_at=stop_at, forks=False, entropy=entropy)
-        self._run(task.plan, task.places, self._after(life.end), forks=False)
-
-    def _run(self, plan: CrashPlan, places: tuple[str, ...], start: Moment, *, forks: bool) -> Life:
-        """Run the last life of a schedule, and find out what is wrong with the whole."""
-        life = live(self._setting_for(plan), start, forks=forks, entropy=str(plan))
-        schedule = Schedule[Any](plan, places, life.outcome, life.end.happenings)
-        late = late_steps(schedule.happenings)
-        recorded = values_in(life.journals)
-        self.values = {**{key: value for key, value in recorded.items() if key not in late}, **self.values}
-        findings = find_problems(schedule.happenings, life.journals, self.values)
-        findings.extend(self._judge_outcome(life.outcome))
-        self.schedules.append(schedule)
-        self.findings.append(findings)
-        return life
-
-    def _judge_outcome(self, outcome: Outcome) -> Iterable[Finding]:
-        if outcome.kind in {"stuck", "busy"}:
-            yield Finding("never-finishes", None, None, outcome.kind, f"the scenario does not finish: {outcome.text}")
-            return
-        expected = self.schedules[0].outcome if self.schedules else outcome
-        if outcome != expected and expected.kind not in {"stuck", "busy"}:
-            told = f"the scenario {describe_outcome(outcome)}, and without a crash it {describe_outcome(expected)}"
-            yield Finding("different-results", None, None, "", told)
-        if outcome.kind == "returned" and self.check is not None:
-            try:
-                self.check(outcome.value)
-            except Exception as exc:  # noqa: BLE001 - whatever it raises says that something is wrong
-                yield Finding("check-failed", None, None, type(exc).__name__, f"{type(exc).__name__}: {exc}")
-
-    def _setting_for(self, plan: CrashPlan) -> Setting:
-        if not plan.passivates:
-            return self.setting
-        return attrs.evolve(self.setting, options={**self.setting.options, "max_parked": 0})
-
-    def _after(self, moment: Moment) -> Moment:
-        return attrs.evolve(moment, at_unix_s=moment.at_unix_s + self.downtime_s)
-
-
-def _sorted(explorer: _Explorer, allow: Collection[str]) -> tuple[Problem, ...]:
-    """Return each problem once, with the shortest schedule that shows it."""
-    found: dict[tuple[object, ...], Problem] = {}
-    for schedule, findings in zip(explorer.schedules, explorer.findings, strict=True):
-        for name in {(one.kind, one.instance, one.key, one.subject): one for one in findings}.items():
-            identity, one = name
-            if one.kind in allow:
-                continue
-            known = found.get(identity)
-            if known is not None:
-                found[identity] = attrs.evolve(known, count=known.count + 1)
-                continue
-            found[identity] = Problem(
-                one.kind, one.message, one.instance, one.key, schedule.recipe, schedule.describe()
-            )
-    return tuple(sorted(found.values(), key=lambda problem: PROBLEM_KINDS.index(problem.kind)))
