@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -146,13 +145,11 @@ def torn_files(names: Iterable[str]) -> list[TornName]:
     return sorted(TornName(found[1], int(found[2] or 0)) for found in map(_TORN.fullmatch, names) if found)
 
 
-def create_log(disk: Disk, directory: Path, now: float, durability: str) -> None:
+def create_log(disk: Disk, directory: Path, now: float, durability: str, store_id: str) -> None:
     """
     Make an empty log, whole or not at all.
     """
-    header = SegmentHeader(
-        store_id=uuid.uuid4().hex, segment=1, created_at=now, durability=durability, state=LogState()
-    )
+    header = SegmentHeader(store_id=store_id, segment=1, created_at=now, durability=durability, state=LogState())
     put_in_place(disk, directory / _FIRST_SEGMENT, lambda file: write_fully(file, 0, encode_header(header)))
 
 

@@ -57,9 +57,11 @@ class RecoveredLog:
     "Whether only the lock file says that the last session was closed in order: the next segment is to say so, too."
 
 
-def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float, durability: str) -> RecoveredLog:
+def recover_log(
+    disk: Disk, directory: Path, lock: StoreLock, now: float, durability: str, *, store_id: str
+) -> RecoveredLog:
     """
-    Return the log in *directory*, which is made if there is none.
+    Return the log in *directory*, which is made if there is none, with *store_id* for its id.
 
     Raises:
         StoreCorruptedError: It is damaged. Nothing was changed.
@@ -72,7 +74,7 @@ def recover_log(disk: Disk, directory: Path, lock: StoreLock, now: float, durabi
     if not was_there:
         if lock.has_noted_holder() or CHECKPOINT_NAME in disk.list_names(directory):
             raise missing_log(directory, (LOCK_NAME, CHECKPOINT_NAME))
-        create_log(disk, directory, now, durability)
+        create_log(disk, directory, now, durability, store_id)
         chain = find_log(disk, directory)
     elif chain.current[-1].last < lock.noted_tail():
         raise missing_segments(directory, chain.current[-1].last + 1, lock.noted_tail())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import socket
+import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -52,6 +53,10 @@ def _check_segment_bytes(_instance: object, _attribute: object, value: object) -
         )
 
 
+def _random_id() -> str:
+    return uuid.uuid4().hex
+
+
 def _check_durability(_instance: object, _attribute: object, value: object) -> None:
     if value not in {"fsync", "os"}:
         raise ValueError(f'durability must be "fsync" or "os", not {value!r}')
@@ -76,6 +81,8 @@ class FileStore:
     segment_bytes: int = attrs.field(default=SEGMENT_BYTES, kw_only=True, validator=_check_segment_bytes)
     "At so many bytes, from 1 KiB to 1 GiB, the log's next file is begun. Space is given back file by file."
     _disk: Disk | None = attrs.field(default=None, kw_only=True, repr=False)
+    _new_id: Callable[[], str] = attrs.field(default=_random_id, kw_only=True, repr=False, eq=False)
+    "Makes the id of a store that is made."
 
     def open(self, clock: Clock) -> AbstractAsyncContextManager[OpenStore]:
         """
@@ -137,7 +144,7 @@ def _lock_and_recover(given: FileStore, now: float) -> tuple[StoreLock, Recovere
         is_known = is_store and lock.has_noted_holder()
         if is_known:
             lock.note_holder(now)
-        log = recover_log(disk, directory, lock, now, given.durability)
+        log = recover_log(disk, directory, lock, now, given.durability, store_id=given._new_id())  # noqa: SLF001 - this module's own
         if not is_known:
             lock.note_holder(now)
         return lock, log

@@ -170,6 +170,12 @@ def make_setting(
     """
     Return what the lives of an exploration share, checked.
     """
+    unknown = options.keys() - EngineOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(
+            f"there is no option {', '.join(sorted(unknown))}; those of an engine are "
+            f"{', '.join(EngineOptions.__annotations__)}"
+        )
     given: object = scenario
     if not callable(given):
         raise TypeError(f"scenario must be an async function of an engine, not {scenario!r}")

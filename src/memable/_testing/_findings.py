@@ -18,6 +18,7 @@ from typing import Literal
 
 import attrs
 
+from .._encoded import Encoded
 from .._journal import Journal
 from .._records import StepCompleted
 from ._effects import Effect
@@ -68,6 +69,8 @@ PROBLEM_KINDS: tuple[ProblemKind, ...] = (
 
 #: Operations whose outcomes stand for what was asked for inside them.
 _CONTAINING = frozenset(("fan_out", "fan_out_settled", "call"))
+#: Of many keys, so many are named.
+_MOST_NAMED = 5
 _TRACE_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 #: A number of so many digits in a key may be a time in seconds or parts of them; so may a date.
 _LIKE_A_TIME = re.compile(r"(?<!\d)(\d{10}|\d{13}|\d{16}|\d{19})(?!\d)|\d{4}-\d\d-\d\d|\d{1,2}:\d\d:\d\d")
@@ -108,7 +111,7 @@ def find_differing(happenings: Sequence[Happening]) -> Iterator[tuple[str, str]]
 def find_problems(
     happenings: Sequence[Happening],
     journals: Mapping[str, Journal],
-    values: Mapping[tuple[str, str], object],
+    values: Mapping[tuple[str, str], Encoded],
 ) -> list[Finding]:
     """
     Return what is wrong with one schedule.
@@ -127,7 +130,7 @@ def find_problems(
     ]
 
 
-def values_in(journals: Mapping[str, Journal]) -> dict[tuple[str, str], object]:
+def values_in(journals: Mapping[str, Journal]) -> dict[tuple[str, str], Encoded]:
     """
     Return what steps returned, encoded, by instance and path.
     """
@@ -137,6 +140,15 @@ def values_in(journals: Mapping[str, Journal]) -> dict[tuple[str, str], object]:
         for path, memo in journal.memos.items()
         if isinstance(memo, StepCompleted)
     }
+
+
+def describe_keys(paths: Sequence[str]) -> str:
+    """
+    Return keys as text, the first few of them by name.
+    """
+    more = len(paths) - _MOST_NAMED
+    told = ", ".join(repr(path) for path in paths[:_MOST_NAMED])
+    return told + (f" and {more} more" if more > 0 else "")
 
 
 def late_steps(happenings: Iterable[Happening]) -> set[tuple[str, str]]:
@@ -298,7 +310,7 @@ def _user_lines(traceback: str) -> list[str]:
 def _swallowed(
     happenings: Sequence[Happening],
     journals: Mapping[str, Journal],
-    values: Mapping[tuple[str, str], object],
+    values: Mapping[tuple[str, str], Encoded],
 ) -> Iterator[Finding]:
     for one in happenings:
         if isinstance(one, Swallowed):

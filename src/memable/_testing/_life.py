@@ -28,19 +28,22 @@ from .._states import Cancelled, Completed, Failed
 from .._store._snapshot import read_store
 from .._store.file import FileStore
 from ._effects import Effect, Effects, effect_listener
+from ._faulty_steps import FaultyStep
 from ._happenings import EffectHappened, Happening, LifeBegun
-from ._outside import bring_back, take_down
+from ._outside import Restorable, bring_back, take_down
 from ._scheduling import seeded_scheduling
 from ._simulated_disk import SimulatedDisk, SimulatedFile, lose_all
 from ._wall_clock import Follower
 from ._watched_disk import Call, WatchedDisk
 from ._watching import Watcher
-from ._written_records import describe_write
+from ._written_records import describe_write, find_ends
 
 #: Where the store is on the simulated disk.
 DIRECTORY = Path("/store")
 #: When every scenario begins: 2026-01-01 00:00 UTC. Any time would do, as long as it is always the same.
 BEGINS_AT_UNIX_S = 1_767_225_600.0
+#: The id of every simulated store, so that ``ctx.step_id`` is the same each time.
+STORE_ID = "5e" * 16
 #: A process that has let so many turns of its tasks pass is busy for ever.
 MOST_TURNS = 300_000
 
@@ -84,6 +87,8 @@ class Fork:
     moment: Moment
     is_write: bool
     "Whether a write has just become durable."
+    ends: tuple[str, ...] = ()
+    "Instances whose end is what is being written."
 
 
 @attrs.frozen
@@ -134,8 +139,8 @@ class Setting:
     points: Points
     stuck_after_s: float
     seed: int
-    adopted: dict[int, tuple[Effects, object]] = attrs.field(factory=dict)
-    "Effects that were not named as part of the world outside, and what they held before they were first used."
+    adopted: dict[int, tuple[Restorable, object]] = attrs.field(factory=dict)
+    "Parts of the world outside that were not named, and announced themselves; with what they held before their first use."
 
 
 @attrs.define
@@ -166,7 +171,7 @@ class _Watch:
             if place is None and self.setting.points == "writes":
                 return
             place = f"the write of {place or f'{len(call.chunk)} bytes'}"
-            self._pass(f"before {place}")
+            self._pass(f"before {place}", ends=find_ends(call.chunk, self.names))
             assert isinstance(call.file, SimulatedFile)
             path = self.disk.path_of(call.file)
             self._pass(f"within {place}", lambda disk: _tear(disk, path, call))
@@ -180,12 +185,13 @@ class _Watch:
             self._pass(f"{call.when} the disk's {call.name}")
             self._pass(f"{call.when} the disk's {call.name}, with the power cut", lambda disk: disk.power_cut(lose_all))
 
-    def before_effect(self, effects: Effects) -> None:
-        """Look at effects about to be recorded."""
-        if not any(one is effects for one in self.outside):
-            # Nothing of it was recorded before, in any schedule: so it held the same at each earlier moment.
-            self.setting.adopted[id(effects)] = (effects, effects.take_down())
-            self.outside.append(effects)
+    def before_change(self, one: Restorable) -> None:
+        """Look at something of the world outside that is about to change."""
+        self.version += 1
+        if not any(known is one for known in self.outside):
+            # It did not change before, in any schedule: so it held the same at each earlier moment.
+            self.setting.adopted[id(one)] = (one, one.take_down())
+            self.outside.append(one)
 
     def on_effect(self, effects: Effects, effect: Effect) -> None:  # noqa: ARG002 - all of them are looked at alike
         """Look at an effect that has happened."""
@@ -194,7 +200,12 @@ class _Watch:
         self._pass(f"after the effect {effect.name!r}")
 
     def _pass(
-        self, place: str, change: Callable[[SimulatedDisk], SimulatedDisk] | None = None, *, is_write: bool = False
+        self,
+        place: str,
+        change: Callable[[SimulatedDisk], SimulatedDisk] | None = None,
+        *,
+        is_write: bool = False,
+        ends: tuple[str, ...] = (),
     ) -> None:
         """Take note of a moment at which the process could die; put aside what it would leave."""
         number = self.count
@@ -208,12 +219,17 @@ class _Watch:
         elif change is None:
             state = (self.version, self.now())
             # What follows is the same, unless something has changed that only its owner knows of.
-            if state == self.forked and not is_write and all(isinstance(one, Effects) for one in self.outside):
+            if (
+                state == self.forked
+                and not is_write
+                and not ends
+                and all(isinstance(one, (Effects, FaultyStep)) for one in self.outside)
+            ):
                 return
             self.forked = state
         disk = self.disk.copy()
         disk = disk.kill() if change is None else change(disk)
-        self.forks.append(Fork(number, place, self.moment(disk), is_write))
+        self.forks.append(Fork(number, place, self.moment(disk), is_write, ends))
 
     def moment(self, disk: SimulatedDisk) -> Moment:
         """Return what a process would find that began now."""
@@ -371,7 +387,7 @@ def store_on(disk: Disk) -> FileStore:
     Return a store in a directory of a disk.
     """
     # No part of the interface for users: the real disk is all that they need.
-    private: dict[str, Any] = {"disk": disk}
+    private: dict[str, Any] = {"disk": disk, "new_id": lambda: STORE_ID}
     return FileStore(DIRECTORY, **private)
 
 

@@ -4,7 +4,7 @@ What an exploration of crashes has found, as values and as text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 import attrs
@@ -186,13 +186,7 @@ class CrashReport(Generic[T]):
         """
         Return the report as text.
         """
-        count = len(self.schedules)
-        more = "" if self.is_exhaustive else " (there are more: raise max_schedules)"
-        lines = [f"{count} schedules{more}, {len(self.problems) or 'no'} problem{'s'[: len(self.problems) != 1]}"]
-        for number, problem in enumerate(self.problems[:_MOST_PRINTED], 1):
-            lines.append(f"{number}. {problem}")
-        if len(self.problems) > _MOST_PRINTED:
-            lines.append(f"... and {len(self.problems) - _MOST_PRINTED} more")
+        lines = [describe_report(self.schedules, self.problems, is_exhaustive=self.is_exhaustive)]
         lines.append("results:")
         lines += [f"  {one.count:>5} x {describe_outcome(one.outcome)}" for one in self.results]
         repeated = {name: often for name, often in self.executions.items() if often > 1}
@@ -200,6 +194,19 @@ class CrashReport(Generic[T]):
             lines.append("executed more than once in one schedule, at most:")
             lines += [f"  {often:>5} x {name}" for name, often in sorted(repeated.items())]
         return "\n".join(lines)
+
+
+def describe_report(schedules: Sequence[object], problems: Sequence[Problem], *, is_exhaustive: bool) -> str:
+    """
+    Return how many schedules there were and what is wrong, as text.
+    """
+    more = "" if is_exhaustive else " (there are more: raise max_schedules)"
+    told = "no problems" if not problems else f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    lines = [f"{len(schedules)} schedules{more}, {told}"]
+    lines += [f"{number}. {problem}" for number, problem in enumerate(problems[:_MOST_PRINTED], 1)]
+    if len(problems) > _MOST_PRINTED:
+        lines.append(f"... and {len(problems) - _MOST_PRINTED} more")
+    return "\n".join(lines)
 
 
 def describe_outcome(outcome: Outcome) -> str:

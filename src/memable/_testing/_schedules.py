@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from .._encoded import Encoded
 from ._crash_plan import Crash, CrashPlan
 from ._findings import PROBLEM_KINDS, Finding, find_problems, late_steps, values_in
 from ._life import Fork, Life, Moment, Outcome, Setting, live
@@ -50,7 +51,7 @@ class Explorer:
     findings: list[list[Finding]] = attrs.field(factory=list)
     "What is wrong with each schedule."
     pending: deque[_Task] = attrs.field(factory=deque)
-    values: dict[tuple[str, str], object] = attrs.field(factory=dict)
+    values: dict[tuple[str, str], Encoded] = attrs.field(factory=dict)
     "What steps returned when nothing was cancelled, by instance and path."
 
     def explore(self, depth: int, max_schedules: int, *, stops: bool, passivates: bool = True) -> None:
