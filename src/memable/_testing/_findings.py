@@ -179,7 +179,7 @@ def _effects_outside(happenings: Iterable[Happening]) -> Iterator[Finding]:
             None,
             f"{name} {place}",
             f"{name!r} happens outside a step of workflow {instance}, at {place}{where}: it happens in each run of the "
-            f"body, {len(effects)} times in this schedule; move it into a step"
+            f"body; move it into a step"
             + (", or into ctx.compensate if it undoes something" if where else ""),
         )
 

@@ -88,8 +88,8 @@ class Problem:
         Return all of it as text.
         """
         often = "" if self.count == 1 else f" (and in {self.count - 1} more)"
-        replay = f'only="{self.recipe}"'
-        return f"{self.kind}: {self.message}\n    when {self.schedule}: {replay}{often}"
+        replay = f': only="{self.recipe}"' if self.recipe else ""
+        return f"{self.kind}: {self.message}\n    when {self.schedule}{replay}{often}"
 
 
 @attrs.frozen
