@@ -71,7 +71,7 @@ def run_commands(lines: Sequence[str], directory: Path, programs: Path) -> list[
     _put_programs(programs)
     script = "".join(f"{line}\nstatus=$?; echo; echo '{_MARK}'$status\n" for line in lines)
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100"}
+    environment = {**os.environ, "PATH": path, "COLUMNS": "100"}
     environment.pop("MEMABLE_STORE", None)
     with subprocess.Popen(
         [shutil.which("bash") or "bash", "-c", script],

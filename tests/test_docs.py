@@ -13,6 +13,7 @@ A block of Python runs as a script of its own would, in an empty directory. A co
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import types
 from collections import Counter
@@ -134,13 +135,13 @@ def _run_example(example: list[Block], tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "__main__", script)
     monkeypatch.chdir(directory)
     monkeypatch.syspath_prepend(directory)
-    # Files are saved again within the same second, which bytecode would not notice.
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.delenv("MEMABLE_STORE", raising=False)
     try:
         for block in example:
             if block.file:
                 _forget_modules(directory)
+                # A file that is saved again within the same second would not be noticed.
+                shutil.rmtree("__pycache__", ignore_errors=True)
                 Path(block.file).write_text(block.code, encoding="utf-8")
             elif block.directive == "run":
                 _run_console(block, directory, tmp_path / "programs")
