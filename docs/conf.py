@@ -64,7 +64,7 @@ nitpick_ignore_regex = [
     # Type variables, and the parameters of signatures.
     (r"py:.*", r"(.*\.)?(Args|Item|P|R|R_co|T)(\.args|\.kwargs)?"),
     # The protocol of stores: no store but memable's own is supported so far.
-    (r"py:class", r"memable\._store\._protocol\.Store"),
+    (r"py:class", r"memable\._(store\._protocol\.(Open)?Store|clock\.Clock)"),
     # What memable.testing hands out and nobody names.
     (r"py:class", r"memable\._testing\.\w+\.\w+"),
     # Annotations of variables are not evaluated.
