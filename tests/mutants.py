@@ -192,14 +192,14 @@ COMMITTER = _in(
     "_store/_committer.py",
     (
         "a batch is acknowledged before it is written",
-        "        texts = [text for append in batch for text in append.texts]\n",
+        "        texts, self._texts = self._texts[:count], self._texts[count:]\n",
         """\
         for append in batch:
             append.is_done = True
             if append.task is not None:
                 trio.lowlevel.reschedule(append.task)
                 append.task = None
-        texts = [text for append in batch for text in append.texts]
+        texts, self._texts = self._texts[:count], self._texts[count:]
 """,
         _CAUGHT + "test_append_returns_when_its_batch_is_durable",
     ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from typing import Any
 
 import pytest
@@ -145,6 +146,40 @@ def test_workflow_may_be_made_of(fn: Any, signature: str):
     Whatever is async and takes a context in first place can be a workflow.
     """
     assert str(workflow(name="w")(fn).signature) == signature
+
+
+async def with_default(ctx: memable.Context, name: str, title: str = "") -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("fn", "counts"),
+    [
+        (Place().method, {1}),
+        (Place(), {0}),
+        (functools.partial(with_default, title="Ms"), {1}),
+        (with_default, {1, 2}),
+        (with_rest, {0, 1, 2, 3, 9}),
+        (with_rest_behind, {0, 1, 2, 3, 9}),
+        (with_keyword, {0}),
+        (with_everything, {1, 2, 3, 9}),
+    ],
+    ids=["method", "object", "partial", "default", "rest", "rest behind", "keyword", "everything"],
+)
+def test_workflow_takes_as_many_arguments_as_its_signature(fn: Any, counts: set[int]):
+    """
+    What a workflow takes besides its context is what its signature binds, and it refuses the rest in the same words.
+    """
+    definition = workflow(name="w")(fn)
+    for count in (0, 1, 2, 3, 9):
+        args = (None,) * count
+        if count in counts:
+            definition.signature.bind(*args)
+            definition.check_arguments(args)
+            continue
+        with pytest.raises(TypeError, match=r"too many positional|missing a required") as expected:
+            definition.signature.bind(*args)
+        with pytest.raises(TypeError, match=re.escape(str(expected.value))):
+            definition.check_arguments(args)
 
 
 def sync(ctx: memable.Context) -> None: ...

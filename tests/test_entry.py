@@ -39,3 +39,28 @@ async def test_entry_does_not_wait_for_a_change_that_was():
     entry.notify()
     with trio.testing.assert_no_checkpoints():
         await entry.wait_change(version)
+
+
+async def test_entry_forgets_who_was_cancelled_while_waiting():
+    """
+    Whoever is cancelled while it waits for a change is not woken by it, and the others are.
+    """
+    entry = Entry("w", "i")
+    woken: list[str] = []
+
+    async def wait(name: str, scope: trio.CancelScope) -> None:
+        with scope:
+            await entry.wait_change(entry.version)
+            woken.append(name)
+
+    impatient = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, "impatient", impatient)
+        nursery.start_soon(wait, "patient", trio.CancelScope())
+        await trio.testing.wait_all_tasks_blocked()
+        impatient.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert impatient.cancelled_caught
+        entry.notify()
+    assert woken == ["patient"]
+    entry.notify()

@@ -294,3 +294,30 @@ def test_progress_of_a_running_instance_changes_only_number_and_time(cls: type[I
     passed = attrs.evolve(header(), seq=found.seq, updated_at=found.updated_at, recoveries=0)
     # A branch that is an instance of its own is a child.
     assert (found == passed) is (cls.kind in PROGRESS_KINDS or cls is BranchStarted)
+
+
+@pytest.mark.parametrize("cls", [cls for cls in FACTS if cls.kind in PROGRESS_KINDS])
+@pytest.mark.parametrize(
+    "before",
+    [
+        [],
+        [InstanceSuspended],
+        [InstanceBlocked],
+        [(InstanceBlocked, {"needs_resume": True})],
+        [(RunStarted, {"after_crash": True})],
+    ],
+    ids=["running", "suspended", "blocked", "needs resume", "recovered"],
+)
+def test_progress_is_what_folding_makes_of_it(cls: type[InstanceRecord], before: list[Any]):
+    """
+    What is taken in as mere progress changes a header as folding it does, and is that of an instance that simply runs.
+    """
+    quick, folded = header(*before), header(*before, cls)
+    newest = history(*before, cls)[-1]
+    if quick.progress(newest):
+        assert folded.status is MetadataStatus.RUNNING
+        assert not quick.progress(newest)
+    else:
+        assert before
+        quick.apply(newest)
+    assert quick == folded

@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import threading
+import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -686,6 +687,22 @@ def test_trio_run_that_breaks_down_leaves_no_thread_behind():
     worker = trio.run(main)
     go_on.set()
     worker._thread.join()
+
+
+async def test_thread_of_a_store_keeps_nothing_of_a_batch_that_is_done():
+    """Between two batches, nothing of the one before is kept: not the tasks that waited for it, nor their instances."""
+
+    class Job:
+        def __call__(self) -> None: ...
+
+    job, is_gone, is_done = Job(), threading.Event(), trio.Event()
+    weakref.finalize(job, is_gone.set)
+    worker = ThreadWorker()
+    worker.submit(job, lambda value, error: is_done.set())
+    del job
+    await is_done.wait()
+    assert await trio.to_thread.run_sync(is_gone.wait, 30)
+    worker.close()
 
 
 async def test_record_that_slipped_through_stops_the_store(path: Path, monkeypatch: pytest.MonkeyPatch):

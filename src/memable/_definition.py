@@ -7,7 +7,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from ._errors import MisuseError
@@ -52,6 +53,7 @@ class Workflow(Generic[P, R_co]):
         self.fn: Callable[P, Awaitable[R_co]] = fn
         self.retention: float | Inherit | None = check_retention(retention)
         self.signature: inspect.Signature = _check_signature(self.name, fn)
+        self._argument_counts: range = _argument_counts(self.signature)
         functools.update_wrapper(self, fn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R_co]:
@@ -59,6 +61,16 @@ class Workflow(Generic[P, R_co]):
 
     def __repr__(self) -> str:
         return f"<memable.Workflow {self.name!r}>"
+
+    def check_arguments(self, args: Sequence[object]) -> None:
+        """
+        Check that there are as many arguments, the context aside, as the function takes.
+
+        Raises:
+            TypeError: There are not.
+        """
+        if len(args) not in self._argument_counts:
+            self.signature.bind(*args)
 
 
 def check_retention(seconds: object) -> float | Inherit | None:
@@ -101,6 +113,15 @@ def _check_signature(name: str, fn: Callable[..., Any]) -> inspect.Signature:
                 "positional; make it positional or give it a default",
             )
     return signature.replace(parameters=rest)
+
+
+def _argument_counts(signature: inspect.Signature) -> range:
+    """Return how many positional arguments fit: to ask the signature each time takes as long as half a step."""
+    parameters = signature.parameters.values()
+    named = [parameter for parameter in parameters if parameter.kind in _POSITIONAL[:2]]
+    needed = [parameter for parameter in named if parameter.default is inspect.Parameter.empty]
+    takes_more = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
+    return range(len(needed), sys.maxsize if takes_more else len(named) + 1)
 
 
 _POSITIONAL = (

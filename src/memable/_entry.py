@@ -12,7 +12,7 @@ import trio
 from ._header import InstanceHeader
 from ._records import InstanceRecord
 from ._run import Run
-from ._sparse import NOTHING
+from ._sparse import NOTHING, put
 
 
 class Host(Protocol):
@@ -34,9 +34,9 @@ class Entry:
 
     __slots__ = (
         "__weakref__",
-        "_changed",
         "_header",
         "_host",
+        "_sleepers",
         "busy",
         "ending",
         "instance_id",
@@ -81,7 +81,8 @@ class Entry:
         "Called at each change."
         self._header = header
         self._host = host
-        self._changed: trio.Event | None = None
+        self._sleepers: dict[Sleeper, None] = NOTHING
+        "Those that wait for a change, in the order in which they came."
 
     @property
     def is_started(self) -> bool:
@@ -132,16 +133,52 @@ class Entry:
         self.version += 1
         for watcher in list(self.watchers):
             watcher()
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+        if self._sleepers:
+            sleepers, self._sleepers = self._sleepers, NOTHING
+            for sleeper in sleepers:
+                trio.lowlevel.reschedule(sleeper.task)
 
     async def wait_change(self, version: int) -> None:
         """
         Wait until ``notify`` has been called since ``self.version`` was *version*. Not a checkpoint if it has.
         """
-        if version != self.version:
-            return
-        if self._changed is None:
-            self._changed = trio.Event()
-        await self._changed.wait()
+        if version == self.version:
+            await trio.lowlevel.wait_task_rescheduled(self.add_sleeper().abort)
+
+    def add_sleeper(self) -> Sleeper:
+        """
+        Have the next ``notify`` wake the current task, which is to sleep at once.
+        """
+        sleeper = Sleeper(self, trio.lowlevel.current_task())
+        self._sleepers = put(self._sleepers, sleeper, None)
+        return sleeper
+
+    def remove_sleeper(self, sleeper: Sleeper) -> None:
+        """
+        Do not wake a task that ``add_sleeper`` was told of: something else has.
+        """
+        del self._sleepers[sleeper]
+
+
+class Sleeper:
+    """
+    A task that waits for the next change of an instance.
+
+    Not an ``Event``: with all that it needs, one takes three times as much, and there may be thousands.
+    """
+
+    __slots__ = ("_entry", "task")
+
+    def __init__(self, entry: Entry, task: trio.lowlevel.Task) -> None:
+        """
+        Prepare for the sleep of *task*.
+        """
+        self._entry = entry
+        self.task: trio.lowlevel.Task = task
+
+    def abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        """
+        Give up waiting, since the task is cancelled. For ``wait_task_rescheduled``.
+        """
+        self._entry.remove_sleeper(self)
+        return trio.lowlevel.Abort.SUCCEEDED

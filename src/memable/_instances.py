@@ -119,10 +119,16 @@ class Instances:
         """
         Wait until an instance has changed since *version*; return False if the engine has stopped.
         """
-        if self._supervisor.is_halted and not entry.is_live:
+        if not self.may_change(entry):
             return False
         await entry.wait_change(version)
         return True
+
+    def may_change(self, entry: Entry) -> bool:
+        """
+        Tell whether there may be another change of an instance; if not, the engine has stopped.
+        """
+        return entry.is_live or not self._supervisor.is_halted
 
     def refuse_stale(self, entry: Entry) -> None:
         """

@@ -105,13 +105,18 @@ class Invocation(Generic[R_co]):
 
     async def _wait_for(self, classes: tuple[type[WorkflowState], ...], operation: str) -> WorkflowState:
         await trio.lowlevel.checkpoint()
+        entry = self._entry
         while True:
-            version = self._entry.version
-            state = await self._instances.entry_state(self._entry)
+            version = entry.version
+            state = await self._instances.entry_state(entry)
             if state.is_terminal or isinstance(state, classes):
                 return state
-            if not await self._instances.wait_entry_change(self._entry, version):
+            if not self._instances.may_change(entry):
                 raise EngineStoppedError(operation=f"{operation} on instance {self.instance_id!r}")
+            if version == entry.version:
+                # Not by way of functions of their own: what waits is to be small, there may be thousands.
+                del state
+                await trio.lowlevel.wait_task_rescheduled(entry.add_sleeper().abort)
 
 
 class StatusStream:

@@ -28,11 +28,12 @@ class Ledger:
     __slots__ = (
         "_in_flight",
         "_journal",
+        "_later",
+        "_next",
         "_number",
         "_seq",
         "_services",
         "_settled",
-        "_unapplied",
         "_watcher",
         "failure",
         "is_suspended",
@@ -57,8 +58,10 @@ class Ledger:
         self._number = journal.started.instance
         self._seq = seq
         self._watcher = watcher
-        self._unapplied: deque[InstanceRecord] | None = None
-        # Made when it is needed: an empty one takes 760 bytes.
+        self._next: InstanceRecord | None = None
+        "The oldest record that is on its way, and not in the journal yet: mostly there is no other."
+        self._later: deque[InstanceRecord] | None = None
+        "The others, in their order. Made when it is needed: an empty one takes 760 bytes."
         self._in_flight = 0
         self._settled: trio.Event | None = None
 
@@ -107,11 +110,14 @@ class Ledger:
         """
         self._in_flight += 1
         newest = 0
-        if self._unapplied is None:
-            self._unapplied = deque()
         for record in records:
             if record.instance == self._number:
-                self._unapplied.append(record)
+                if self._next is None:
+                    self._next = record
+                elif self._later is None:
+                    self._later = deque((record,))
+                else:
+                    self._later.append(record)
                 newest = record.seq
                 if type(record) is InstanceSuspended:
                     self.is_suspended = True
@@ -136,10 +142,11 @@ class Ledger:
         Take the records up to the sequence number *newest*, which are durable, into the journal.
         """
         # What was queued before is durable, too, but the tasks that wait for it are woken in no promised order.
-        while self._unapplied and self._unapplied[0].seq <= newest:
-            self._journal.apply(self._unapplied.popleft())
-        if not self._unapplied:
-            self._unapplied = None
+        while self._next is not None and self._next.seq <= newest:
+            self._journal.apply(self._next)
+            self._next = self._later.popleft() if self._later else None
+        if not self._later:
+            self._later = None
 
     async def wait_settled(self) -> None:
         """

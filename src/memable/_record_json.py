@@ -84,13 +84,17 @@ def _encoder(kind: str) -> Callable[[Any], bytes]:
     def encode_plain(record: Any) -> bytes:
         return dumps({"kind": kind, **head_of(record)})
 
+    begin = _KIND + kind.encode() + b'",'
+
     def encode_with_value(record: Any) -> bytes:
         value: Encoded = getattr(record, cast(str, field))
-        if not value.data or b"\n" in value.data or b"\0" in value.data:
-            raise ValueError(f"the value of a {kind} record is not JSON text on one line: {value.data[:80]!r}")
-        head = dumps({"kind": kind, **head_of(record), "type": value.type})
+        data = value.data
+        if not data or b"\n" in data or b"\0" in data:
+            raise ValueError(f"the value of a {kind} record is not JSON text on one line: {data[:80]!r}")
+        head = head_of(record)
+        head["type"] = value.type
         # Joined: a large value is to be copied only once.
-        return b"".join((head[:-1], _VALUE, value.data, b"}"))
+        return b"".join((begin, dumps(head)[1:-1], _VALUE, data, b"}"))
 
     return encode_plain if field is None else encode_with_value
 

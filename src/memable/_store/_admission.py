@@ -93,6 +93,16 @@ class Admission:
         """
         if not records:
             raise ValueError("an append needs at least one record")
+        if len(records) == 1:
+            # The usual case.
+            record = records[0]
+            if type(record) is InstanceStarted:
+                self._check_start(record, {}, {})
+                self._queued_names[record.workflow, record.instance_id] = record.instance
+            else:
+                _check_next(record, self._newest(record.instance))
+            self._queued[record.instance] = (record.seq, _PHASES.get(type(record), _Phase.OPEN))
+            return
         queued: dict[int, _Newest] = {}
         names: dict[_Name, int] = {}
         for record in records:
@@ -105,6 +115,12 @@ class Admission:
             queued[number] = (record.seq, _PHASES.get(type(record), _Phase.OPEN))
         self._queued |= queued
         self._queued_names |= names
+
+    def has_start(self, record: InstanceStarted) -> bool:
+        """
+        Tell whether a start is on its way: then nobody else has its name.
+        """
+        return self._queued_names.get((record.workflow, record.instance_id)) == record.instance
 
     def settle(self, record: InstanceRecord) -> None:
         """

@@ -46,10 +46,10 @@ MAX_WAITED_BYTES = 64 * 1024
 class _Append:
     """One call of ``append``: its records stay together, whole or absent."""
 
-    records: Sequence[InstanceRecord]
-    texts: list[bytes]
+    count: int
+    "How many records it has."
     size: int
-    "Of the texts, in bytes."
+    "Of their texts, in bytes."
     task: trio.lowlevel.Task | None = None
     "The task to wake, once it waits."
     is_done: bool = False
@@ -76,6 +76,11 @@ class Committer:
     _opened: StoreOpened | None = attrs.field(default=None, init=False)
     "The record of the session's beginning, as long as it is not written."
     _queue: deque[_Append] = attrs.field(factory=deque[_Append], init=False)
+    # In lists of their own: one for each append would be as many more objects to look at for the garbage collector.
+    _records: list[InstanceRecord] = attrs.field(factory=list[InstanceRecord], init=False)
+    "Those of what is queued, in their order."
+    _texts: list[bytes] = attrs.field(factory=list[bytes], init=False)
+    "The same as JSON."
     _is_busy: bool = attrs.field(default=False, init=False)
     "Whether a batch is in flight or about to be."
     _failure: BaseException | None = attrs.field(default=None, init=False)
@@ -133,10 +138,7 @@ class Committer:
         if self._failure is not None:
             raise self._failed(self._failure)
         self.check_open()
-        texts = [encode_record(record) for record in records]
-        append = _Append(tuple(records), texts, sum(map(len, texts)))
-        self._index.admit(records)
-        self._queue.append(append)
+        append = self._enqueue(records)
         if not self._is_busy:
             self._is_busy = True
             began = time.perf_counter()
@@ -150,6 +152,15 @@ class Committer:
                 # Raised by a handler of a signal, while the event loop wrote: somebody wants to end the program.
                 raise append.failure
             raise self._failed(append.failure)
+
+    def _enqueue(self, records: Sequence[InstanceRecord]) -> _Append:
+        texts = list(map(encode_record, records))
+        self._index.admit(records)
+        self._records += records
+        self._texts += texts
+        append = _Append(len(texts), sum(map(len, texts)))
+        self._queue.append(append)
+        return append
 
     async def begin(self, opened: StoreOpened) -> None:
         """
@@ -291,14 +302,16 @@ class Committer:
             round_s: How many seconds other tasks took that were ready, if this is called by one that waits for it.
         """
         batch: list[_Append] = []
-        size = 0
+        count = size = 0
         queue = self._queue
         while queue and (not batch or size + queue[0].size <= MAX_BATCH_BYTES):
             append = queue.popleft()
             size += append.size
+            count += append.count
             batch.append(append)
-        texts = [text for append in batch for text in append.texts]
-        job, done = partial(self._append, texts), partial(self._finish, batch)
+        texts, self._texts = self._texts[:count], self._texts[count:]
+        records, self._records = self._records[:count], self._records[count:]
+        job, done = partial(self._append, texts), partial(self._finish, batch, records)
         is_small = len(batch) == 1 and size <= MAX_WAITED_BYTES and not self._tail.is_full
         is_quiet = self._worker.is_idle and not self.is_disk_busy
         manner = self._patience.choose(round_s) if is_small and is_quiet else Manner.ASLEEP
@@ -313,7 +326,11 @@ class Committer:
         self._patience.note(manner, time.perf_counter() - began)
 
     def _finish(
-        self, batch: list[_Append], result: tuple[Appended | None, Appended], error: BaseException | None
+        self,
+        batch: list[_Append],
+        records: Sequence[InstanceRecord],
+        result: tuple[Appended | None, Appended],
+        error: BaseException | None,
     ) -> None:
         """Take note of how a batch ended, wake who waited for it, and begin the next."""
         if error is None:
@@ -321,13 +338,12 @@ class Committer:
                 begun, appended = result
                 self._note_begun(begun)
                 self._take_in(appended)
-                spans = iter(appended.spans)
+                fold = self._index.fold
                 newest_at = self._newest_at
-                for append in batch:
-                    for record in append.records:
-                        self._index.fold(record, next(spans))
-                        if record.at > newest_at:  # noqa: PLR1730 - a call would take longer
-                            newest_at = record.at
+                for record, span in zip(records, appended.spans, strict=True):
+                    fold(record, span)
+                    if record.at > newest_at:  # noqa: PLR1730 - a call would take longer
+                        newest_at = record.at
                 self._newest_at = newest_at
             except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait are told
                 error = exc
@@ -336,6 +352,8 @@ class Committer:
             # The fate of the batch is unknown, and nothing may be written behind it.
             batch.extend(self._queue)
             self._queue.clear()
+            self._records.clear()
+            self._texts.clear()
         for append in batch:
             append.is_done = True
             append.failure = error

@@ -299,11 +299,15 @@ class HeaderIndex:
         if self._plain is not None:
             self._end_replay()
         number = record.instance
-        if number in self._live or number in self._ended:
+        live = self._live.get(number)
+        if live is not None and record.kind in PROGRESS_KINDS and live[0].progress(record):
+            if span:
+                live[1].append(span)
+        elif live is not None or number in self._ended:
             self._apply(record, span, is_replay=False)
         elif isinstance(record, InstanceStarted):
             name = (record.workflow, record.instance_id)
-            if self.number_of(*name) is not None:
+            if not self._admission.has_start(record) and self.number_of(*name) is not None:
                 raise ValueError(f"workflow {name[0]!r} has two instances {name[1]!r}")
             self._start(header_of(record), array("Q", (span,) if span else ()))
         else:

@@ -210,6 +210,8 @@ class ThreadWorker:
                     _run(*item, call=run_sync_soon)
             except trio.RunFinishedError:
                 return
+            # Kept until there is another, it would keep a batch in memory.
+            del item
 
 
 async def run_job(worker: Worker, job: Callable[[], T]) -> T:
