@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +16,7 @@ import trio.testing
 
 import memable
 from memable._plan import MAX_SHOWN
+from memable._planning import NAP_S
 from running import INSTANCE, workflow_of
 from stores import Place
 
@@ -321,6 +323,32 @@ async def test_plan_tells_type_mismatch(work: _Work) -> None:
     assert "the code asks for builtins.str, but what is recorded is builtins.int" in made.problems[0]
 
 
+async def test_plan_tells_what_blocks_instance(work: _Work) -> None:
+    """
+    Of a Blocked instance, the plan has the problem that it is blocked with; that of mended code has none.
+    """
+
+    async def count() -> int:
+        return 3
+
+    async def old(ctx: memable.Context) -> None:
+        await ctx.step("count", count)
+        await ctx.sleep("nap", math.inf)
+
+    async def new(ctx: memable.Context) -> None:
+        await ctx.step("count", work.do, "x")
+
+    store = await record(old)
+    workflow = workflow_of(new)
+    async with memable.open_engine(store, workflows=[workflow]) as engine:
+        state = await (await engine.resume(workflow, INSTANCE)).wait()
+        made = await engine.plan(workflow, INSTANCE)
+        mended = await engine.plan(workflow_of(old), INSTANCE)
+    assert isinstance(state, memable.Blocked)
+    assert made.problems == (state.error.message,)
+    assert mended.problems == ()
+
+
 async def test_plan_tells_mismatches_of_several_tasks(work: _Work) -> None:
     """
     Each branch goes on to its first mismatch.
@@ -337,11 +365,10 @@ async def test_plan_tells_mismatches_of_several_tasks(work: _Work) -> None:
             nursery.start_soon(lambda: ctx.step("b", work.do, "b"))
 
     made = await plan(new, await record(old))
-    assert {(one.path, one.recorded, one.now) for one in made.mismatches} <= {
+    assert {(one.path, one.recorded, one.now) for one in made.mismatches} == {
         ("a", "a step", "a sleep"),
         ("b", "a sleep", "a step"),
     }
-    assert made.mismatches
     assert made.outcome == "blocked"
 
 
@@ -398,7 +425,7 @@ async def test_plan_tells_other_code_errors(work: _Work) -> None:
     assert made.outcome == "blocked"
     assert made.error is not None
     assert made.error.type == "memable.DuplicateKeyError"
-    assert (made.hits, made.misses, len(made.problems)) == ((), (), 1) or made.hits == ("a",)
+    assert (made.hits, made.misses, len(made.problems)) == (("a",), (), 1)
 
 
 # Waits, scopes, effects, compensations -----------------------------------------------------------------------------
@@ -527,6 +554,26 @@ async def test_plan_of_compensated_instance_executes_nothing(work: _Work) -> Non
     assert work.done == []
 
 
+async def test_plan_tells_lost_compensation(work: _Work) -> None:
+    """
+    Code that fails and does not register a compensation any more would be Blocked.
+    """
+
+    async def old(ctx: memable.Context) -> None:
+        await ctx.compensate("undo", work.do, "undo")
+        with pytest.raises(memable.StepFailedError, match="broken"):
+            await ctx.step("broken", work.fail, "x")
+        await ctx.sleep("nap", math.inf)
+
+    async def new(ctx: memable.Context) -> None:
+        await ctx.step("broken", work.fail, "x")
+
+    made = await plan(new, await record(old))
+    assert (made.outcome, made.unreached) == ("blocked", ("nap", "undo"))
+    assert made.error is not None
+    assert made.error.type == "memable.CompensationLostError"
+
+
 async def test_plan_tells_unknown_outcome(work: _Work) -> None:
     """
     An effect that must not repeat and may have happened is a problem, unless a probe can tell.
@@ -550,7 +597,7 @@ async def test_plan_tells_unknown_outcome(work: _Work) -> None:
     await record(body, store)
     made = await plan(body, copies[0].crashed_copy())
     assert misses(made) == [("pay", "unknown")]
-    assert "outcome is unknown" in made.problems[0] or "unknown" in made.problems[0]
+    assert "unknown" in made.problems[0]
     probed = await plan(probing, copies[0])
     assert (misses(probed), probed.problems) == ([("pay", "runs")], ())
 
@@ -599,8 +646,7 @@ async def test_plan_replays_until_first_miss(work: _Work) -> None:
 
 async def test_plan_tells_children(work: _Work) -> None:
     """
-    A child instance without an outcome is a miss: a new one would run, another one is waited for; one that has ended
-    is served.
+    A child instance without an outcome is a miss: a new one would run, another one is waited for.
     """
 
     @memable.workflow(name="child")
@@ -716,7 +762,7 @@ async def test_plan_refuses_assumed_value_of_other_type(work: _Work) -> None:
         await ctx.step("a", work.do, "a")
 
     store = await record(wait_first(body))
-    with pytest.raises(memable.TypeMismatchError, match="key 'a'.* str.*builtins.int"):
+    with pytest.raises(memable.TypeMismatchError, match=r"key 'a'.* str.*builtins\.int"):
         await plan(body, store.crashed_copy(), assume={"a": 3})
     with pytest.raises(memable.MisuseError, match="give values by path"):
         await plan(body, store.crashed_copy(), assume=["a"])
@@ -757,6 +803,36 @@ async def test_plan_leaves_running_instance_alone(work: _Work) -> None:
     assert (misses(first), second.is_complete) == ([("slow", "runs")], True)
     assert states == [memable.InProgress("beginning")] * 2
     assert work.done == ["a", "slow"]
+
+
+async def test_plan_waits_for_body_on_busy_machine(work: _Work) -> None:
+    """
+    A plan whose own tasks get their turn late is as good as any other.
+    """
+
+    async def body(ctx: memable.Context) -> None:
+        await ctx.step("a", work.do, "a")
+        await ctx.suspend(APPROVAL)
+
+    workflow = workflow_of(body)
+    async with (
+        memable.open_engine(memable.InMemoryStore(), workflows=[workflow]) as engine,
+        trio.open_nursery() as busy,
+    ):
+        await (await engine.invoke(workflow, instance_id=INSTANCE)).wait()
+
+        async def be_busy() -> None:
+            while True:
+                await trio.lowlevel.checkpoint()
+                begun = time.monotonic()
+                while time.monotonic() < begun + 2 * NAP_S:
+                    pass
+
+        busy.start_soon(be_busy)
+        for _ in range(5):
+            made = await engine.plan(workflow, INSTANCE)
+            assert (made.hits, misses(made)) == (("a",), [("approval:v1", "waits")])
+        busy.cancel_scope.cancel()
 
 
 async def test_plan_of_many_instances_at_once(work: _Work, place: Place) -> None:
@@ -883,12 +959,6 @@ async def test_plan_is_cancelled_with_its_caller(work: _Work) -> None:
     Cancelling the caller unwinds the body, with its shielded cleanup, and leaves no task behind.
     """
     left: list[object] = []
-
-    async def body(ctx: memable.Context) -> None:
-        try:
-            await trio.to_thread.run_sync(trio.from_thread.run, trio.sleep_forever)
-        finally:
-            left.append(ctx.leaving)
 
     async def waiting(ctx: memable.Context) -> None:
         try:

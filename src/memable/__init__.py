@@ -64,6 +64,7 @@ from ._fan_out import ChildFailed, ChildSucceeded
 from ._history import HistoryEntry
 from ._invocation import Invocation, StatusStream
 from ._open import open_engine
+from ._plan import Miss, Outlook, Plan, PlanMismatch, PlanOutcome
 from ._retry import INHERIT, RetryPolicy
 from ._scopes import DurableScope, ScopeTimeoutError
 from ._states import (
@@ -113,12 +114,17 @@ __all__ = [
     "KeyKindError",
     "MemableError",
     "MetadataStatus",
+    "Miss",
     "MisuseError",
     "NestedStepError",
     "NonDurableDeadlineError",
     "NotDoneError",
     "OutcomeUnknownError",
+    "Outlook",
     "PermanentError",
+    "Plan",
+    "PlanMismatch",
+    "PlanOutcome",
     "RecordsLostError",
     "RecoveryLimitError",
     "RetriesExhaustedError",

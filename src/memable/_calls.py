@@ -127,7 +127,7 @@ async def perform_start(run: Run, place: Place, key: str, workflow: Any, args: t
         if path in run.journal.detached:
             await run.serve_memo()
         else:
-            await run.proceed("start")
+            await run.proceed("start", definition)
             await _start(run, place, ChildCall("start", path, definition, args, detached=True))
             await run.deliver_cancellation()
     except BaseException as exc:
@@ -145,7 +145,7 @@ async def await_child(run: Run, place: Place, call: ChildCall) -> ChildOutcome:
         place: Where it was called.
         call: What was called.
     """
-    await run.proceed(call.operation)
+    await run.proceed(call.operation, call.definition)
     path, name = call.path, call.definition.name
     recorded = run.journal.children.get(path)
     if recorded is None:

@@ -65,7 +65,10 @@ class BodyCall:
 
     async def conclude(self) -> Driven:
         """
-        Record how the run ended. Nothing of it is on its way to the store after that. The caller is shielded.
+        Record how the run ended. Nothing of it is on its way to the store after that.
+
+        Cancellation:
+            Brought to its end, whatever is cancelled.
         """
         run, value = self.run, None if self.returned is None else self.returned[0]
         # Its traceback leads back to here: kept, it would keep all of the run alive until the next collection.
@@ -87,7 +90,9 @@ class BodyCall:
             driven = Driven(tuple(fatal))
         else:
             driven = await _end(run, exc, returned=self.returned is not None, value=value)
-        await run.ledger.wait_settled()
+        if not run.ledger.is_settled:
+            with trio.CancelScope(shield=True):
+                await run.ledger.wait_settled()
         return driven
 
 
@@ -183,7 +188,8 @@ def decide_run(run: Run, exc: BaseException | None, value: object) -> Ending:
 async def _cancel_children(run: Run, ending: Fail | Cancel) -> None:
     """Cancel the attached child instances that have not ended, and wait for their end."""
     reason = f"its parent {'was cancelled' if isinstance(ending, Cancel) else 'failed'}"
-    await run.host.cancel_children(run.journal, run.instance_id, reason)
+    with trio.CancelScope(shield=True):
+        await run.host.cancel_children(run.journal, run.instance_id, reason)
 
 
 async def _begin_compensations(run: Run, ending: Fail | Cancel) -> CompensationBegun | None:

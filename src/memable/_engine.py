@@ -5,7 +5,8 @@ What hosts call: start, resume, cancel and look at instances.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar, TypeVarTuple, overload
 
 import trio
@@ -22,6 +23,7 @@ from ._errors import (
     InstanceConflictError,
     MisuseError,
     SerializationError,
+    StorageError,
     WorkflowNotFoundError,
 )
 from ._history import HistoryEntry, history_of
@@ -31,6 +33,8 @@ from ._invocation import Invocation, StatusStream
 from ._journal import Journal
 from ._keys import check_instance_id, check_key, check_path
 from ._numbers import is_count, is_number
+from ._plan import Plan
+from ._planning import Plans
 from ._records import InstanceStarted
 from ._recovering import Recovery
 from ._removing import Removals
@@ -80,6 +84,7 @@ class Engine:
         self._answers = Answers(services, supervisor, self._instances)
         self._resumptions = Resumptions(services, supervisor, self._instances)
         self._removals = removals
+        self._plans = Plans(services, supervisor, self._instances)
         self._ids = IdMaker(services.randbits)
 
     # Definitions ---------------------------------------------------------------------------------------------
@@ -160,8 +165,10 @@ class Engine:
         Cancellation:
             Acts before the start is written, or after it is durable: then the instance runs all the same.
         """
+        self._plans.refuse_inside("engine.invoke")
         self._refuse_anonymous(instance_id)
-        await trio.lowlevel.checkpoint()
+        # To start one is a checkpoint without it.
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._refuse_stopped("engine.invoke")
         definition = self._definition(workflow)
         given = self._encode_input(definition, args, instance_id)
@@ -171,6 +178,7 @@ class Engine:
             key = check_key("instance id", instance_id)
             found = await self._instances.find_entry(definition.name, key)
             if found is not None:
+                await trio.lowlevel.checkpoint()
                 await self._refuse_other_input(definition, found, given)
                 return Invocation(self._instances, found)
             self._refuse_stopped("engine.invoke")
@@ -194,7 +202,12 @@ class Engine:
                 instance_id=entry.instance_id,
                 input=given,
             )
-            await self._instances.append(started)
+            try:
+                # Not by way of other functions: what waits for the disk is to be small, there may be thousands.
+                await store.append((started,))
+            except StorageError as error:
+                self._supervisor.fail(error)
+                raise
             header = await store.find(entry.workflow, entry.instance_id)
             assert header is not None
             entry.header = header
@@ -207,7 +220,7 @@ class Engine:
         self, definition: Workflow[..., Any], args: tuple[object, ...], instance_id: str | None
     ) -> Encoded:
         try:
-            definition.signature.bind(*args)
+            definition.check_arguments(args)
         except TypeError as error:
             where = f"workflow {definition.name!r}" + ("" if instance_id is None else f", instance {instance_id!r}")
             raise TypeError(f"{where}: {error}; its signature is {definition.signature}") from None
@@ -590,6 +603,54 @@ class Engine:
         entry = await self._instances.entry(_name_of(workflow), instance_id)
         return history_of(await self._instances.records(entry), self._services.aliases)
 
+    async def plan(
+        self,
+        workflow: Workflow[..., Any] | str,
+        instance_id: str,
+        *,
+        assume: Mapping[str, object] = {},
+        at: datetime | None = None,
+    ) -> Plan:
+        """
+        Tell what the present code would do with what is recorded of an instance, without doing it. A checkpoint.
+
+        The body runs over the memos, from the top. No step, probe or compensation is executed, no child instance
+        started, nothing recorded, and the instance itself goes on undisturbed, or stays as it is. Code outside steps
+        does run. One that has ended is planned as if it ran again.
+
+        Args:
+            workflow: A workflow, or the name of a registered one. One that is not registered, such as the next
+                version of one that is, is planned in its place.
+            instance_id: The instance's id.
+            assume: Values by key or path that steps, waits and calls are to return, to see what lies behind them.
+            at: As of when deadlines have passed, aware; now if left out.
+
+        Returns:
+            What is served from memos, what would run, what the code does not ask for any more, and what it disagrees
+            with the journal about. ``print(plan)`` shows it.
+
+        Raises:
+            InstanceNotFoundError: The store has no such instance.
+            WorkflowNotFoundError: No workflow of that name is registered.
+            TypeMismatchError: A value in *assume* is not of the type that the code asks for.
+            MisuseError: *assume* is no mapping of paths, or *at* no aware datetime.
+            RuntimeError: Called inside a workflow's body, which a plan would run again.
+            EngineStoppedError: The engine has stopped.
+
+        Cancellation:
+            Ends the plan, and leaves nothing behind.
+        """
+        now = _check_plan(assume, at)
+        self._plans.refuse_inside("engine.plan")
+        if self._calling_run() is not None:
+            raise RuntimeError("engine.plan inside a workflow's body would run bodies again and again; call it outside")
+        name = _name_of(workflow)
+        await trio.lowlevel.checkpoint()
+        self._refuse_halted("engine.plan", workflow, instance_id)
+        definition = workflow if isinstance(workflow, Workflow) else self._definition(name)
+        entry = await self._instances.entry(name, instance_id)
+        return await self._plans.plan(entry, definition, assume, now)
+
     def subscribe(self, workflow: Workflow[..., Any] | str, instance_id: str) -> StatusStream:
         """
         Return the states of an instance, the current one at once and then each change: see ``StatusStream``.
@@ -605,6 +666,7 @@ class Engine:
         Raises:
             RuntimeError: Called inside a workflow's body, which would wait for itself.
         """
+        self._plans.refuse_inside("engine.wait_all")
         if self._calling_run() is not None:
             raise RuntimeError("engine.wait_all inside a workflow's body would wait for itself; call it outside")
         await self._supervisor.wait_idle()
@@ -622,6 +684,7 @@ class Engine:
         Raises:
             ValueError: *timeout* is negative or NaN.
         """
+        self._plans.refuse_inside("engine.stop")
         timeout_s = self._shutdown_timeout if timeout is None else check_timeout("timeout", timeout)
         if self._calling_run() is not None:
             self._supervisor.start_drain(timeout_s)
@@ -641,11 +704,13 @@ class Engine:
         return run if run is not None and run.services is self._services and run.is_calling else None
 
     def _refuse_stopped(self, operation: str) -> None:
+        self._plans.refuse_inside(operation)
         if self._supervisor.is_stopping or self._instances.is_closed:
             self._refuse(operation)
 
     def _refuse_halted(self, operation: str, workflow: Callable[..., Any] | str, instance_id: str) -> None:
         """Refuse what may still be done to existing instances while the engine waits for its runs."""
+        self._plans.refuse_inside(operation)
         if self._supervisor.is_halted or self._instances.is_closed:
             self._refuse(_called(operation, workflow, instance_id))
 
@@ -688,6 +753,17 @@ def _name_of(workflow: Callable[..., Any] | str) -> str:
     raise MisuseError(
         problem=f"{workflow!r} is neither a workflow nor the name of one; decorate its function with @memable.workflow"
     )
+
+
+def _check_plan(assume: object, at: object) -> float | None:
+    """Return the time that a plan is made for, if one is given."""
+    if not isinstance(assume, Mapping) or not all(isinstance(path, str) for path in assume):
+        raise MisuseError(problem=f"assume is {assume!r}; give values by path, for example {{'fetch:v1': 3}}")
+    if at is None:
+        return None
+    if not isinstance(at, datetime) or at.utcoffset() is None:
+        raise MisuseError(problem=f"at is {at!r}; give an aware datetime, for example datetime.now(UTC)")
+    return at.timestamp()
 
 
 def _called(operation: str, workflow: Callable[..., Any] | str, instance_id: str) -> str:

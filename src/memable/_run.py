@@ -587,11 +587,15 @@ class Run:
             self.code_error = error
         return error
 
-    async def proceed(self, operation: str) -> None:
+    async def proceed(self, operation: str, _work: object = None) -> None:
         """
         Leave the replay, since an operation without a memo is to begin. A checkpoint for cancellation only.
 
         Does not return in a run that only registers compensations.
+
+        Args:
+            operation: What the body called.
+            _work: The step or child workflow that is about to begin, if one is, for runs that only look what is next.
 
         Raises:
             WorkflowCodeError: One was raised before in this run: what the code asks for since then means nothing.
@@ -732,7 +736,7 @@ class Run:
             pending.extend(below)
             if task in self._held:
                 continue
-            if not below or not (task in self._pausing or _waits_at_nursery(task)):
+            if not below or not (task in self._pausing or waits_at_nursery(task)):
                 return True
         return False
 
@@ -1030,8 +1034,10 @@ class Run:
 _WAITS_AT_NURSERY = ("trio._core._run", "_nested_child_finished")
 
 
-def _waits_at_nursery(task: trio.lowlevel.Task) -> bool:
-    """Tell whether a task waits at the end of a nursery for the tasks below it."""
+def waits_at_nursery(task: trio.lowlevel.Task) -> bool:
+    """
+    Tell whether a task waits at the end of a nursery for the tasks below it.
+    """
     return any(
         (frame.f_globals.get("__name__"), frame.f_code.co_name) == _WAITS_AT_NURSERY
         for frame, _ in task.iter_await_frames()

@@ -68,6 +68,8 @@ class Supervisor:
         self.is_halted: bool = False
         "All runs have been told to unwind."
         self._nursery = nursery
+        # Named, lest each task make a text of its own.
+        self._start_soon = partial(nursery.start_soon, name=TASK_NAME)
         self._block_scope = block_scope
         self._fatal = fatal
         self._on_end = on_end
@@ -149,9 +151,7 @@ class Supervisor:
             alarm.cancel()
         self._live[entry] = None
         self._active[entry] = None
-        # Named, lest each task make a text of its own.
-        start_soon = partial(self._nursery.start_soon, name=TASK_NAME)
-        self._context.run(start_soon, self._run, entry, journal, is_first, is_wake)
+        self._context.run(self._start_soon, self._run, entry, journal, is_first, is_wake)
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self, entry: Entry, journal: Journal | None, is_first: bool, is_wake: bool) -> None:
@@ -166,7 +166,7 @@ class Supervisor:
             try:
                 with run.scope:
                     if not run.scope.cancel_called:
-                        call.returned = (await self._call_body(run),)
+                        call.returned = (await call_body(run, self.definitions[run.workflow_name]),)
             except BaseException as exc:  # noqa: BLE001 - nothing of it is lost
                 call.exc = exc
             run = await self._end_run(entry, call)
@@ -181,25 +181,24 @@ class Supervisor:
                 journal = await self._load(entry)
             return self._prepare(entry, journal, is_first=is_first, is_memo_only=False)
         except BaseException as error:  # noqa: BLE001 - comes out of the user's block
-            with trio.CancelScope(shield=True):
-                await self._after_run(entry, (error,))
+            await self._after_run(entry, (error,))
             return None
 
     async def _end_run(self, entry: Entry, call: BodyCall) -> Run | None:
         """See to what follows a run; return the one that is to follow it at once, if one is."""
         following: Run | None = None
         fatal: tuple[BaseException, ...] = ()
-        with trio.CancelScope(shield=True):
-            try:
-                driven = await call.conclude()
-                fatal = driven.fatal
-                if driven.needs_memo_only_run:
-                    following = self._prepare(entry, await self._load(entry), is_first=False, is_memo_only=True)
-            except BaseException as error:  # noqa: BLE001 - comes out of the user's block
-                # The store failed. Else it is not the body's: memable has a bug. It may not pass silently.
-                fatal += (error,)
-            if following is None:
-                await self._after_run(entry, fatal)
+        # Not in a scope of its own: what can be cancelled of this is shielded there, and mostly there is nothing of it.
+        try:
+            driven = await call.conclude()
+            fatal = driven.fatal
+            if driven.needs_memo_only_run:
+                following = self._prepare(entry, await self._load(entry), is_first=False, is_memo_only=True)
+        except BaseException as error:  # noqa: BLE001 - comes out of the user's block
+            # The store failed. Else it is not the body's: memable has a bug. It may not pass silently.
+            fatal += (error,)
+        if following is None:
+            await self._after_run(entry, fatal)
         return following
 
     async def _load(self, entry: Entry) -> Journal:
@@ -232,6 +231,7 @@ class Supervisor:
         return run
 
     async def _after_run(self, entry: Entry, fatal: tuple[BaseException, ...]) -> None:
+        """See to what follows the last run of a task. Not a checkpoint."""
         header, run = entry.header, entry.run
         parent = await self._find_parent(header)
         entry.run = None
@@ -552,36 +552,6 @@ class Supervisor:
         with suppress(StorageError):
             await self.cancel_child(child, reason)
 
-    def _call_body(self, run: Run) -> Awaitable[object]:
-        """Set ``run.output``, and call the user's function with its context and input; may raise before it does."""
-        definition = self.definitions[run.workflow_name]
-        try:
-            # Resolved here, where an annotation that cannot be makes the instance Blocked, not the engine fail.
-            run.output = self.services.annotations.return_annotation(definition.fn)
-            arguments = self._input(definition, run)
-        except (MisuseError, TypeMismatchError) as error:
-            error.workflow, error.instance_id = run.workflow_name, run.instance_id
-            raise
-        return call_unprotected(definition.fn, Context(run), *arguments)
-
-    def _input(self, definition: Workflow[Any, Any], run: Run) -> tuple[object, ...]:
-        started = run.journal.started
-        try:
-            arguments = self.services.codec.decode_arguments(
-                started.input,
-                lambda count: self.services.annotations.parameter_annotations(definition.fn, True, count),
-            )
-            definition.signature.bind(*arguments)
-        except (MisuseError, TypeMismatchError):
-            # Both are TypeErrors, too, and say better what is wrong.
-            raise
-        except TypeError as error:
-            raise MisuseError(
-                problem=f"the recorded input does not fit the signature {definition.signature} ({error}); give new "
-                "parameters a default, and keep the old ones",
-            ) from None
-        return arguments
-
     def update(self, entry: Entry) -> None:
         """
         Take note that the run of an instance has changed.
@@ -762,3 +732,36 @@ class Supervisor:
         if self._changed is not None:
             self._changed.set()
             self._changed = None
+
+
+def call_body(run: Run, definition: Workflow[Any, Any]) -> Awaitable[object]:
+    """
+    Set ``run.output``, and call the user's function with its context and input; may raise before it does.
+    """
+    try:
+        # Resolved here, where an annotation that cannot be makes the instance Blocked, not the engine fail.
+        run.output = run.services.annotations.return_annotation(definition.fn)
+        arguments = _input(run, definition)
+    except (MisuseError, TypeMismatchError) as error:
+        error.workflow, error.instance_id = run.workflow_name, run.instance_id
+        raise
+    return call_unprotected(definition.fn, Context(run), *arguments)
+
+
+def _input(run: Run, definition: Workflow[Any, Any]) -> tuple[object, ...]:
+    services = run.services
+    try:
+        arguments = services.codec.decode_arguments(
+            run.journal.started.input,
+            lambda count: services.annotations.parameter_annotations(definition.fn, True, count),
+        )
+        definition.check_arguments(arguments)
+    except (MisuseError, TypeMismatchError):
+        # Both are TypeErrors, too, and say better what is wrong.
+        raise
+    except TypeError as error:
+        raise MisuseError(
+            problem=f"the recorded input does not fit the signature {definition.signature} ({error}); give new "
+            "parameters a default, and keep the old ones",
+        ) from None
+    return arguments

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ._cli import _json_lines, _repairing, _verifying
+from ._cli import _exporting, _json_lines, _repairing, _verifying
 from ._cli._guard import INTERRUPTED, Told, complain, guard, have_streams
 from ._cli._moments import Moments
 from ._cli._reading import Selection, check_directory, open_store
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _describe_ls(commands.add_parser("ls", help="list the instances in a store"))
     _describe_show(commands.add_parser("show", help="show everything about one instance"))
     _describe_history(commands.add_parser("history", help="show what happened to one instance, on a scale of time"))
+    _describe_export(commands.add_parser("export", help="make a test of one instance"))
     _describe_verify(commands.add_parser("verify", help="read all of a store, and tell what is damaged"))
     _describe_repair(commands.add_parser("repair", help="save what is intact of a damaged store into a copy"))
     _describe_demo(commands.add_parser("demo", help="show a workflow that survives kill -9"))
@@ -230,6 +231,51 @@ def _named_instance(given: argparse.Namespace) -> tuple[str, str]:
 
 def _moments(given: argparse.Namespace) -> Moments:
     return Moments(datetime.fromtimestamp(time.time(), UTC), is_utc=given.utc)
+
+
+# Exporting an instance ---------------------------------------------------------------------------------------------
+
+
+def _describe_export(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make a test of what is recorded of one instance and of the child instances that it waited for: a file for "
+        "pytest that runs the present code over it, without executing a step, and fails as long as that is blocked or "
+        "fails. Reads beside a running engine, and changes nothing. Whatever the instance was given, and whatever came "
+        "of its steps, stands in the file as it is, secrets included: look before you commit it."
+    )
+    parser.epilog = _READING_EPILOG
+    parser.add_argument("store", type=Path, metavar="STORE", help="the store's directory")
+    _describe_instance(parser)
+    parser.add_argument("--pytest", action="store_true", required=True, help="as a test for pytest")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write it there; FILE must not exist (default: print it)"
+    )
+    parser.add_argument(
+        "--import",
+        type=_importable,
+        dest="origin",
+        metavar="MODULE:NAME",
+        help="where the workflow is, for the file's import (default: to be filled in)",
+    )
+    parser.set_defaults(run=guard(parser.prog, _run_export))
+
+
+def _importable(text: str) -> _exporting.Origin:
+    origin = _exporting.parse_origin(text)
+    if origin is None:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not MODULE:NAME, as in 'shop.orders:order'")
+    return origin
+
+
+def _run_export(given: argparse.Namespace) -> Told:
+    workflow, instance_id = _named_instance(given)
+    with open_store(given.store) as snapshot:
+        text = _exporting.make_test(snapshot, workflow, instance_id, given.origin, time.time())
+    if given.output is None:
+        return Told(0, lambda out: print(text, end="", file=out))
+    with given.output.open("x", encoding="utf-8") as file:
+        file.write(text)
+    return Told(0, lambda out: print(f"wrote {given.output}", file=out))
 
 
 # Verifying and repairing a store -----------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class FileStore:
     segment_bytes: int = attrs.field(default=SEGMENT_BYTES, kw_only=True, validator=_check_segment_bytes)
     "At so many bytes, from 1 KiB to 1 GiB, the log's next file is begun. Space is given back file by file."
     _disk: Disk | None = attrs.field(default=None, kw_only=True, repr=False)
-    _new_id: Callable[[], str] = attrs.field(default=_random_id, kw_only=True, repr=False, eq=False)
+    _new_id: Callable[[], str] = attrs.field(default=_random_id, kw_only=True, repr=False, eq=False, alias="_new_id")
     "Makes the id of a store that is made."
 
     def open(self, clock: Clock) -> AbstractAsyncContextManager[OpenStore]:

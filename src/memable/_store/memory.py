@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import chain
 from operator import itemgetter
@@ -127,6 +127,17 @@ class InMemoryStore:
         finally:
             opened.closed = True
             self._is_open = False
+
+
+def store_of(records: Iterable[InstanceRecord]) -> InMemoryStore:
+    """
+    Return a store that holds *records*, each instance's in their order, as found after it was closed in order.
+    """
+    store = InMemoryStore()
+    for record in records:
+        store._kept.add(record)  # noqa: SLF001 - this module's own
+        store._sessions = max(store._sessions, getattr(record, "session", 0))  # noqa: SLF001 - this module's own
+    return store
 
 
 @attrs.define(eq=False)
