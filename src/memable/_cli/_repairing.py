@@ -77,7 +77,7 @@ def _lines(repair: Repair) -> Iterator[str]:
     if repair.kept_aside is not None:
         yield f"{repair.kept_aside}: the damaged store; remove it when you do not need it any more"
     else:
-        yield "the damaged store is as it was; rename the two to use the copy, or open the copy where it is"
+        yield "the original is as it was; rename the two to use the copy, or open the copy where it is"
     if repair.is_lossless:
         yield "nothing was lost"
         return
