@@ -4,12 +4,17 @@ What all tests share: settings of Hypothesis, and the stores.
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from stores import DirectoryPlace, MemoryPlace, Place
+
+# An installed memable brings its plugin along, and pytest takes none twice.
+_OWN_PLUGIN = [] if entry_points(group="pytest11", name="memable") else ["memable._pytest_plugin"]
+pytest_plugins = ["pytester", *_OWN_PLUGIN]
 
 # Time says nothing about a property, so there is no deadline. Where the variable CI is set, Hypothesis would repeat the
 # same examples in each run; there, too, every run looks elsewhere, and a failure prints how to repeat it.

@@ -179,7 +179,7 @@ LEVELS = {
         "_testing._watched_disk",
         "_testing._scheduling",
         "_testing._outside",
-        "_testing._wall_clock",
+        "_testing._virtual_time",
         "_testing._crash_plan",
         "_testing._effects",
         "_testing._faulty_steps",
@@ -194,6 +194,13 @@ LEVELS = {
         "_testing._scenarios",
         "_testing._laws",
         "_testing._upgrading",
+        "_testing._crash_tests",
+        "_testing._signals",
+        "_testing._strategies",
+        "_testing._keeping",
+        "_testing._whereabouts",
+        "_testing._story",
+        "_testing._machine",
         "_testing._journals",
         "_testing",
         "testing",
@@ -222,11 +229,24 @@ ALLOWED_IN_CORE = {
 
 #: Optional extras, imported where they are needed: (module, package).
 ALLOWED_INSIDE_FUNCTIONS = {
+    ("_planning", "trio"),  # of it trio.testing, which is slow to import
     ("cli", "_demo._command"),
     ("cli", "_cli._console"),
     ("cli", "_cli._listing"),
     ("cli", "_cli._report"),
     ("cli", "_cli._history_table"),
+    # Loaded in each run of pytest, most of which have nothing to do with memable.
+    ("_pytest_plugin", "trio"),
+    ("_pytest_plugin", "_clock"),
+    ("_pytest_plugin", "_errors"),
+    ("_pytest_plugin", "_open"),
+    ("_pytest_plugin", "_testing._life"),
+    ("_pytest_plugin", "_testing._virtual_time"),
+    ("_pytest_plugin", "_testing._crash_plan"),
+    ("_pytest_plugin", "_testing._effects"),
+    ("_pytest_plugin", "_testing._exploring"),
+    ("_pytest_plugin", "_testing._simulated_store"),
+    ("_pytest_plugin", "_testing._crash_tests"),
 }
 
 RANKS = {name: rank for rank, name in enumerate(name for level in LEVELS.values() for name in level)}

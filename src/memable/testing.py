@@ -8,10 +8,14 @@ from ._testing._effects import Effect, Effects
 from ._testing._exploring import EngineOptions, explore_crashes
 from ._testing._faulty_steps import Conduct, Fail, FaultyStep, Hang, Pass, Slow, by_plan, fails, hangs, slow
 from ._testing._findings import ProblemKind
+from ._testing._journals import restore_journal
 from ._testing._laws import assert_order_independent, assert_replays
+from ._testing._machine import Instance, WorkflowMachine
 from ._testing._report import CrashReport, Problem, Result, Schedule
+from ._testing._signals import Receipt, Signal
 from ._testing._simulated_disk import Fault, PowerCutError, SimulatedDisk, lose_all, lose_nothing
 from ._testing._simulated_store import SimulatedStore
+from ._testing._strategies import clock_jumps, crash_plans, signals
 from ._testing._upgrading import UpgradeReport, explore_upgrade
 
 __all__ = [
@@ -28,24 +32,32 @@ __all__ = [
     "Fault",
     "FaultyStep",
     "Hang",
+    "Instance",
     "Pass",
     "PowerCutError",
     "Problem",
     "ProblemKind",
+    "Receipt",
     "Result",
     "Schedule",
+    "Signal",
     "SimulatedDisk",
     "SimulatedStore",
     "Slow",
     "UpgradeReport",
+    "WorkflowMachine",
     "assert_order_independent",
     "assert_replays",
     "by_plan",
+    "clock_jumps",
+    "crash_plans",
     "explore_crashes",
     "explore_upgrade",
     "fails",
     "hangs",
     "lose_all",
     "lose_nothing",
+    "restore_journal",
+    "signals",
     "slow",
 ]

@@ -18,6 +18,7 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 import attrs
 
 from .._run import current_run, current_step
+from ._outside import Restorable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,9 +62,9 @@ class EffectListener(Protocol):
         """
         ...
 
-    def before_effect(self, effects: Effects) -> None:
+    def before_change(self, one: Restorable) -> None:
         """
-        Take note that one is about to happen.
+        Take note that something of the world outside, an ``Effects`` or another, is about to hold something else.
         """
         ...
 
@@ -108,7 +109,7 @@ class Effects:
         """
         listener = effect_listener.get()
         if listener is not None:
-            listener.before_effect(self)
+            listener.before_change(self)
         frame = find_frame()
         step, run = current_step.get(), current_run.get()
         owner = run if step is None else step.run

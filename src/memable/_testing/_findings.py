@@ -179,8 +179,7 @@ def _effects_outside(happenings: Iterable[Happening]) -> Iterator[Finding]:
             None,
             f"{name} {place}",
             f"{name!r} happens outside a step of workflow {instance}, at {place}{where}: it happens in each run of the "
-            f"body; move it into a step"
-            + (", or into ctx.compensate if it undoes something" if where else ""),
+            f"body; move it into a step" + (", or into ctx.compensate if it undoes something" if where else ""),
         )
 
 
@@ -241,9 +240,10 @@ def _answers(path: str, last: Collection[str], containing: Collection[str]) -> b
         if outer in containing:
             return True
         if outer in last and length + 1 < len(parts):
-            # A child of a fan-out: it has an outcome of its own, unless it runs again.
+            # A child of a fan-out: it has an outcome of its own, unless it runs again. Then a fan-out in it may have one.
             child = "/".join(parts[: length + 1]) + "/"
-            return not any(one.startswith(child) for one in last)
+            if not any(one.startswith(child) for one in last):
+                return True
     return False
 
 

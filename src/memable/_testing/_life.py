@@ -19,27 +19,24 @@ from trio.testing import MockClock
 
 from .._clock import begin_virtual_time
 from .._definition import Workflow
-from .._disk import Disk
 from .._engine import Engine
 from .._errors import StorageError
 from .._journal import Journal, journal_of
 from .._open import Surroundings, open_engine_in
 from .._states import Cancelled, Completed, Failed
 from .._store._snapshot import read_store
-from .._store.file import FileStore
 from ._effects import Effect, Effects, effect_listener
 from ._faulty_steps import FaultyStep
 from ._happenings import EffectHappened, Happening, LifeBegun
 from ._outside import Restorable, bring_back, take_down
 from ._scheduling import seeded_scheduling
 from ._simulated_disk import SimulatedDisk, SimulatedFile, lose_all
-from ._wall_clock import Follower
+from ._simulated_store import DIRECTORY, store_on
+from ._virtual_time import Companion
 from ._watched_disk import Call, WatchedDisk
 from ._watching import Watcher
 from ._written_records import describe_write, find_ends
 
-#: Where the store is on the simulated disk.
-DIRECTORY = Path("/store")
 #: When every scenario begins: 2026-01-01 00:00 UTC. Any time would do, as long as it is always the same.
 BEGINS_AT_UNIX_S = 1_767_225_600.0
 #: The id of every simulated store, so that ``ctx.step_id`` is the same each time.
@@ -140,7 +137,7 @@ class Setting:
     stuck_after_s: float
     seed: int
     adopted: dict[int, tuple[Restorable, object]] = attrs.field(factory=dict)
-    "Parts of the world outside that were not named, and announced themselves; with what they held before their first use."
+    "Parts of the world outside that were not named, but announced themselves; and what they held before that."
 
 
 @attrs.define
@@ -286,9 +283,9 @@ def live(
         run_in_thread=run_inline,
     )
     with seeded_scheduling(setting.seed):
-        outcome = trio.run(_live, setting, surroundings, watch, clock=clock)
+        outcome = trio.run(_live, setting, surroundings, watch, clock, clock=clock)
     end = watch.moment(disk.kill())
-    return Life(outcome, tuple(watch.forks), watch.count, end, _journals_on(end.disk), watch.stop_place)
+    return Life(outcome, tuple(watch.forks), watch.count, end, journals_on(end.disk), watch.stop_place)
 
 
 class _Overseer(trio.abc.Instrument):
@@ -358,17 +355,17 @@ async def run_inline(
         return fn(*args)
 
 
-async def _live(setting: Setting, surroundings: Surroundings, watch: _Watch) -> Outcome:
+async def _live(setting: Setting, surroundings: Surroundings, watch: _Watch, clock: MockClock) -> Outcome:
     begin_virtual_time(watch.now())
     effect_listener.set(watch)
-    store = store_on(WatchedDisk(watch.disk, watch.on_call))
+    store = store_on(WatchedDisk(watch.disk, watch.on_call), _new_id=lambda: STORE_ID)
     overseer = _Overseer(setting.stuck_after_s)
     watch.stop = overseer.stop
     trio.lowlevel.add_instrument(overseer)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(overseer.watch)
-            with Follower(watch.now).following(), overseer.scope:
+            with Companion(clock, watch.now).beside(), overseer.scope:
                 async with open_engine_in(
                     surroundings, store, workflows=setting.workflows, **setting.options
                 ) as engine:
@@ -380,15 +377,6 @@ async def _live(setting: Setting, surroundings: Surroundings, watch: _Watch) -> 
     finally:
         trio.lowlevel.remove_instrument(overseer)
     return overseer.conclude()
-
-
-def store_on(disk: Disk) -> FileStore:
-    """
-    Return a store in a directory of a disk.
-    """
-    # No part of the interface for users: the real disk is all that they need.
-    private: dict[str, Any] = {"disk": disk, "new_id": lambda: STORE_ID}
-    return FileStore(DIRECTORY, **private)
 
 
 def _raised(exc: BaseException) -> Outcome:
@@ -406,7 +394,7 @@ def _tear(disk: SimulatedDisk, path: Path, call: Call) -> SimulatedDisk:
     return torn
 
 
-def _journals_on(disk: SimulatedDisk) -> dict[str, Journal]:
+def journals_on(disk: SimulatedDisk) -> dict[str, Journal]:
     """Return what a store holds, by instance."""
     try:
         with read_store(disk, DIRECTORY) as snapshot:

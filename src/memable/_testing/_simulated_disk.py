@@ -129,6 +129,8 @@ class Fault:
     "The error that it fails with."
     after_bytes: int = 0
     "For a write: how many bytes are written before it fails. Then the call returns, and the next one fails."
+    is_silent: bool = False
+    "For a sync: whether it does nothing, and says that it has."
 
 
 @attrs.define(eq=False)
@@ -165,6 +167,8 @@ class SimulatedDisk:
     "Is told the call in whose stead the power is cut, while all still stands as it is."
     on_sync: Callable[[Path], object] | None = None
     "Is told the path of each file that was synced."
+    on_call: Callable[[str], Fault | None] | None = None
+    "Is told each call that no other fault is meant for, and chooses one."
 
     # What happens to a disk ----------------------------------------------------------------------------------------
 
@@ -325,7 +329,7 @@ class SimulatedDisk:
         Make what was created, renamed and removed in a directory durable.
         """
         try:
-            self.call("sync_directory")
+            fault = self.call("sync_directory")
         except PowerCutError:
             raise
         except OSError:
@@ -333,6 +337,8 @@ class SimulatedDisk:
             self.waiting[:] = [entry for entry in self.waiting if entry[0] != path]
             self.forgotten_directories |= {made for made in self.new_directories if made.parent == path}
             raise
+        if fault is not None:
+            return
         synced = {made for made in self.new_directories if made.parent == path}
         self.new_directories -= synced - self.forgotten_directories
         _apply(self.stored, [entry for entry in self.waiting if entry[0] == path])
@@ -377,7 +383,9 @@ class SimulatedDisk:
             self.is_off = True
             raise PowerCutError
         fault = self.faults.get(number) or (self.faults.get(-1) if name == "write" else None)
-        if fault is None or (name == "write" and fault.after_bytes) or name == "sync":
+        if fault is None and self.on_call is not None:
+            fault = self.on_call(name)
+        if fault is None or fault.is_silent or (name == "write" and fault.after_bytes) or name == "sync":
             return fault
         raise OSError(fault.errno, os.strerror(fault.errno))
 
@@ -437,10 +445,10 @@ class SimulatedFile:
         Make what was written durable.
         """
         fault = self._call("sync")
-        if fault is not None:
+        if fault is not None and not fault.is_silent:
             self.inode.waiting.clear()
             raise OSError(fault.errno, os.strerror(fault.errno))
-        if not self.disk.is_lying:
+        if fault is None and not self.disk.is_lying:
             self.inode.sync()
         if self.disk.on_sync is not None:
             for path, inode in self.disk.shown.items():
