@@ -15,14 +15,10 @@ nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 
 SUPPORTED_PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
-#: Tests that try very many failures one after the other: to measure their coverage would double their time.
-SWEEPS = (
-    "tests/test_soak_slice.py",
-    "tests/test_storage_failures_together.py",
-    "tests/test_store_mutants_caught.py",
-)
-#: Tests run in as many processes as there are cores.
-TOGETHER = ("--numprocesses=auto", "--dist=worksteal")
+#: Tests run in as many processes as there are cores, each given one test at a time: none has long ones left at the end.
+TOGETHER = ("--numprocesses=auto", "--dist=load", "--maxschedchunk=1")
+#: pytest's exit code if no test was chosen.
+NO_TESTS = 5
 #: memable with all its extras.
 PACKAGE = ".[cli,pydantic,testing]"
 
@@ -53,14 +49,18 @@ def typing(session: nox.Session) -> None:
 @nox.session(python=SUPPORTED_PYTHONS)
 def tests(session: nox.Session) -> None:
     """
-    Run the tests and measure their coverage, child processes included.
+    Run the tests and measure the coverage of the quick ones, child processes included.
     """
     session.install(PACKAGE, "--group", "test")
     environment = {"COVERAGE_FILE": f".coverage.{session.python}"}
     session.run("coverage", "erase", env=environment)
     # What is ignored here has sessions of its own.
-    ignored = [f"--ignore={path}" for path in ("tests/property", "tests/test_docs.py", *SWEEPS)]
-    session.run("coverage", "run", "-m", "pytest", "tests", *TOGETHER, *ignored, *session.posargs, env=environment)
+    ignored = [f"--ignore={path}" for path in ("tests/property", "tests/test_docs.py")]
+    options = ["tests", *TOGETHER, *ignored, *session.posargs]
+    # To measure their coverage would double the time of the slow ones. What is asked for may be of one kind only.
+    codes = [0, NO_TESTS] if session.posargs else [0]
+    session.run("coverage", "run", "-m", "pytest", "-m", "not slow", *options, env=environment, success_codes=codes)
+    session.run("pytest", "-m", "slow", *options, success_codes=codes)
     if not session.posargs:
         session.notify("coverage")
 
@@ -70,7 +70,7 @@ def coverage(session: nox.Session) -> None:
     """
     Report what the tests covered on all versions of Python together. The session ``tests`` starts it.
     """
-    session.install("--group", "test")
+    session.install("--group", "coverage")
     session.run("coverage", "combine")
     session.run("coverage", "report")
 
@@ -78,10 +78,10 @@ def coverage(session: nox.Session) -> None:
 @nox.session(name="property")
 def property_tests(session: nox.Session) -> None:
     """
-    Run the property-based tests, and the long sweeps over simulated disks.
+    Run the property-based tests.
     """
     session.install(PACKAGE, "--group", "test")
-    session.run("pytest", "tests/property", *SWEEPS, *TOGETHER, "--hypothesis-profile=ci", *session.posargs)
+    session.run("pytest", "tests/property", *TOGETHER, "--hypothesis-profile=ci", *session.posargs)
 
 
 @nox.session

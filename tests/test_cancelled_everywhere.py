@@ -408,6 +408,7 @@ async def prepare(place: Place) -> None:
             await trio.sleep(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_parked", [0, 1000])
 @pytest.mark.parametrize("call", HOST_CALLS)
 async def test_call_of_a_host_is_cancelled_at_each_checkpoint(

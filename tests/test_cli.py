@@ -424,13 +424,11 @@ def test_counting_reports_pass_between_processes(library: Path) -> None:
 # The main job ------------------------------------------------------------------------------------------------------
 
 
-def test_demo_over_the_standard_library(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_demo_over_the_standard_library(capsys: pytest.CaptureFixture[str]) -> None:
     """
     ``memable demo`` survives five kills over Python's standard library, and recovers what was done before them.
     """
-    # Measuring the coverage of its processes would double their time, and the demos above are measured.
-    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-    monkeypatch.delenv("COVERAGE_PROCESS_START", raising=False)
     assert cli.main(["demo"]) == 0
     captured = capsys.readouterr()
     figures = {" ".join(words[:-1]): words[-1] for words in map(str.split, captured.out.splitlines()) if len(words) > 1}

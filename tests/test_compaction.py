@@ -271,6 +271,7 @@ def survive(disk: SimulatedDisk, loss: Choose | None) -> SimulatedDisk:
     return disk.kill().copy() if loss is None else disk.power_cut(loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["fsync", "os"])
 def test_power_cut_or_kill_at_every_call_of_upkeep_loses_nothing(durability: Durability):
     """Sealing, checkpoints, compaction and the removal of files may end anywhere, and nothing is lost."""
@@ -292,6 +293,7 @@ def test_power_cut_or_kill_at_every_call_of_upkeep_loses_nothing(durability: Dur
         here.ledger.check(found, least=least)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["fsync", "os"])
 def test_power_cut_during_the_recovery_from_a_power_cut_loses_nothing(durability: Durability):
     """What a recovery does may be cut short as well, and what the next one does, too."""
@@ -332,6 +334,7 @@ WRITING = {"create", "write", "sync", "rename", "sync_directory", "truncate", "r
 # Whatever fails ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["fsync", "os"])
 def test_failure_of_any_call_of_upkeep_loses_nothing(durability: Durability):
     """An engine whose disk fails stops; what was acknowledged is there for the next, however the first one went."""
@@ -503,6 +506,7 @@ def test_upkeep_may_be_cancelled_at_any_step():
     assert len(names) > 1
 
 
+@pytest.mark.slow
 def test_journals_are_loaded_while_they_are_compacted():
     """Whoever loads a journal gets it, whole, whatever is moved or removed meanwhile."""
     given = prepared("fsync")
@@ -545,6 +549,7 @@ def test_journals_are_loaded_while_they_are_compacted():
     given.ledger.check(everywhere(given.disk))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_checkpoint", [True, False])
 def test_what_is_retired_during_a_compaction_never_comes_back(with_checkpoint: bool):
     """Its tombstone stays as long as the compaction has kept a line of it, whatever is compacted in what order."""

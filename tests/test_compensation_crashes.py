@@ -13,7 +13,8 @@ import pytest
 import trio
 
 import memable
-from crashing import World, bring_to_end, explore, journal_in
+from crashing import bring_to_end, journal_in
+from memable.testing import Effects, ProblemKind, explore_crashes
 from running import INSTANCE, ending_of, kinds_of, run_body, workflow_of
 from stores import Place
 from test_compensate import GO, Undo, nothing, register
@@ -31,177 +32,180 @@ def deduplicated(order: list[str]) -> list[str]:
     return [name for index, name in enumerate(order) if index == 0 or order[index - 1] != name]
 
 
-def check_undone(world: World, names: list[str], crashes: int) -> None:
+def check_undone(effects: Effects, names: list[str], crashes: int) -> None:
     """
     Check that everything registered was undone in order, and nothing again after its outcome was durable.
     """
-    assert deduplicated(world.order) == names, world
-    assert all(count <= 1 + crashes for count in world.effects.values()), world
+    order = [effect.name for effect in effects]
+    assert deduplicated(order) == names, order
+    assert all(order.count(name) <= 1 + crashes for name in names), order
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+async def fail_at_last(engine: memable.Engine) -> list[memable.HistoryEntry]:
+    """
+    Bring the instance to its end, which is the body's failure, and return what happened to it.
+    """
+    state = await bring_to_end(engine)
+    assert isinstance(state, memable.Failed)
+    assert state.error.message == "first cause"
+    return await engine.history("w", INSTANCE)
+
+
+def explore(body: Body, check: Callable[[Any], object], *, depth: int = 1, **options: Any) -> int:
+    """
+    Explore crashes of a body that fails, and orderly stops if there is no more than one. Return how many schedules.
+    """
+    # A compensation may run again, and the history has the times.
+    allowed: list[ProblemKind] = ["effect-repeated", "different-results"]
+    report = explore_crashes(
+        **{"scenario": fail_at_last, "allow": allowed, **options},
+        workflows=[workflow_of(body)],
+        check=check,
+        depth=depth,
+        stops=depth == 1,
+    )
+    assert report, report
+    assert all(result.outcome.kind == "returned" for result in report.results), report
+    return len(report.schedules)
+
+
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_compensations_survive_a_crash_at_each_append(depth: int):
     """
     Whenever the process dies, each compensation runs in its order, and again only if its outcome was not durable yet.
     """
+    effects = Effects()
 
-    def build(world: World) -> memable.Workflow[..., Any]:
-        async def undo(name: str) -> None:
-            world.happen(name)
+    async def undo(name: str) -> None:
+        effects.record(name)
 
-        async def body(ctx: memable.Context) -> None:
-            await register(ctx, undo, "a", "b", "c")
-            raise ValueError("first cause")
+    async def body(ctx: memable.Context) -> None:
+        await register(ctx, undo, "a", "b", "c")
+        raise ValueError("first cause")
 
-        return workflow_of(body)
-
-    async def host(engine: memable.Engine, world: World) -> None:
-        state = await bring_to_end(engine, world)
-        assert isinstance(state, memable.Failed)
-        assert state.error.message == "first cause"
-
-    assert explore(build, host, lambda world, _: check_undone(world, ["c", "b", "a"], depth), depth=depth) > 10
+    assert explore(body, lambda _: check_undone(effects, ["c", "b", "a"], depth), depth=depth) > 30
 
 
 def test_compensations_that_are_retried_survive_a_crash_at_each_append():
     """
     A crash neither refills the budget of a compensation nor loses the failure of one that has failed for good.
     """
-    limit = 3
+    effects, limit = Effects(), 3
 
-    def build(world: World) -> memable.Workflow[..., Any]:
-        async def undo(name: str) -> None:
-            world.happen(name)
-            raise ConnectionError
+    async def undo(name: str) -> None:
+        effects.record(name)
+        raise ConnectionError
 
-        async def body(ctx: memable.Context) -> None:
-            for name in ("a", "b"):
-                await ctx.compensate(name, undo, name, retry=memable.RetryPolicy.fixed(limit - 1, 60))
-            raise ValueError("first cause")
+    async def body(ctx: memable.Context) -> None:
+        for name in ("a", "b"):
+            await ctx.compensate(name, undo, name, retry=memable.RetryPolicy.fixed(limit - 1, 60))
+        raise ValueError("first cause")
 
-        return workflow_of(body)
+    def check(entries: list[memable.HistoryEntry]) -> None:
+        tried = [(entry.key, entry.attempt) for entry in entries if entry.kind == "compensation"]
+        assert tried == [(key, attempt) for key in ("b", "a") for attempt in range(1, limit + 1)]
+        assert all(limit <= effects.count(name) <= limit + 1 for name in ("a", "b"))
 
-    async def host(engine: memable.Engine, world: World) -> None:
-        state = await bring_to_end(engine, world)
-        assert isinstance(state, memable.Failed)
-        assert state.error.message == "first cause"
-
-    def check(world: World, store: memable.InMemoryStore) -> None:
-        kinds = kinds_of(store)
-        assert (kinds.count("attempt_failed"), kinds.count("step_failed")) == (4, 2)
-        assert all(limit <= count <= limit + 1 for count in world.effects.values())
-
-    assert explore(build, host, check, depth=1) > 15
+    assert explore(body, check) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["fan_out", "nursery", "caught"])
 def test_compensations_registered_in_branches_survive_a_crash_at_each_append(shape: str):
     """
     What children of a fan-out have registered is registered again by a run over their memos, done or not.
     """
+    effects = Effects()
 
-    def build(world: World) -> memable.Workflow[..., Any]:
-        async def act() -> None:
-            pass
+    async def act() -> None:
+        pass
 
-        async def undo(name: str) -> None:
-            world.happen(name)
+    async def undo(name: str) -> None:
+        effects.record(name)
 
-        async def child(ctx: memable.Context, item: int) -> int:
-            await ctx.step("do", act)
-            await ctx.compensate("undo", undo, f"undo {item}")
-            if shape == "caught" and item == 1:
-                raise LookupError
-            return item
+    async def child(ctx: memable.Context, item: int) -> int:
+        await ctx.step("do", act)
+        await ctx.compensate("undo", undo, f"undo {item}")
+        if shape == "caught" and item == 1:
+            raise LookupError
+        return item
 
-        async def body(ctx: memable.Context) -> None:
-            match shape:
-                case "fan_out":
-                    assert await ctx.fan_out("f", child, [0, 1], limit=1) == [0, 1]
-                case "caught":
-                    await ctx.fan_out_settled("f", child, [0, 1], limit=1)
-                case "nursery":
-                    async with trio.open_nursery() as nursery:
-                        for item in range(2):
-                            nursery.start_soon(partial(ctx.compensate, f"undo {item}", undo, f"undo {item}"))
-            await ctx.step("then", act)
-            raise ValueError("first cause")
+    async def body(ctx: memable.Context) -> None:
+        match shape:
+            case "fan_out":
+                assert await ctx.fan_out("f", child, [0, 1], limit=1) == [0, 1]
+            case "caught":
+                await ctx.fan_out_settled("f", child, [0, 1], limit=1)
+            case "nursery":
+                async with trio.open_nursery() as nursery:
+                    for item in range(2):
+                        nursery.start_soon(partial(ctx.compensate, f"undo {item}", undo, f"undo {item}"))
+        await ctx.step("then", act)
+        raise ValueError("first cause")
 
-        return workflow_of(body)
+    def check(entries: list[memable.HistoryEntry]) -> None:
+        registered = [entry.key for entry in entries if entry.kind == "compensate" and entry.key is not None]
+        newest_first = [f"undo {path.split('/')[1]}" if "/" in path else path for path in reversed(registered)]
+        assert len(newest_first) == 2
+        assert deduplicated([effect.name for effect in effects]) == newest_first
 
-    async def host(engine: memable.Engine, world: World) -> None:
-        state = await bring_to_end(engine, world)
-        assert isinstance(state, memable.Failed)
-        assert state.error.message == "first cause"
-
-    def check(world: World, store: memable.InMemoryStore) -> None:
-        registered = journal_in(store).compensations
-        newest_first = sorted(registered, key=lambda path: -registered[path])
-        names = [f"undo {path.split('/')[1]}" if "/" in path else path for path in newest_first]
-        assert deduplicated(world.order) == names
-
-    assert explore(build, host, check, depth=1 if shape == "caught" else 2) > 10
+    assert explore(body, check, depth=1 if shape == "caught" else 2) > 30
 
 
+@pytest.mark.slow
 def test_compensations_with_once_survive_a_crash_at_each_append():
     """
     A compensation with once=True and a probe happens exactly once, whenever the process dies.
     """
+    effects = Effects()
 
-    def build(world: World) -> memable.Workflow[..., Any]:
-        async def undo(name: str) -> None:
-            world.happen(name)
+    async def undo(name: str) -> None:
+        effects.record(name)
 
-        async def probe(name: str) -> None:
-            if not world.effects[name]:
-                raise memable.NotDoneError
+    async def probe(name: str) -> None:
+        if not effects.count(name):
+            raise memable.NotDoneError
 
-        async def body(ctx: memable.Context) -> None:
-            for name in ("a", "b"):
-                await ctx.compensate(name, undo, name, once=True, probe=probe)
-            raise ValueError
+    async def body(ctx: memable.Context) -> None:
+        for name in ("a", "b"):
+            await ctx.compensate(name, undo, name, once=True, probe=probe)
+        raise ValueError("first cause")
 
-        return workflow_of(body)
+    def check(_entries: list[memable.HistoryEntry]) -> None:
+        assert [effect.name for effect in effects] == ["b", "a"]
 
-    async def host(engine: memable.Engine, world: World) -> None:
-        assert isinstance(await bring_to_end(engine, world), memable.Failed)
-
-    def check(world: World, _store: object) -> None:
-        assert world.order == ["b", "a"]
-
-    assert explore(build, host, check, depth=2) > 30
+    assert explore(body, check, depth=2, allow=["different-results"]) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waits", [False, True])
 def test_cancellation_with_compensations_survives_a_crash_at_each_append(waits: bool):
     """
     Once requested, a cancellation is carried out, compensations included, whenever the process dies.
     """
+    effects = Effects()
 
-    def build(world: World) -> memable.Workflow[..., Any]:
-        async def undo(name: str) -> None:
-            world.happen(name)
+    async def undo(name: str) -> None:
+        effects.record(name)
 
-        async def body(ctx: memable.Context) -> None:
-            await register(ctx, undo, "a", "b")
-            if waits:
-                await ctx.suspend(GO)
-            await trio.sleep_forever()
+    async def body(ctx: memable.Context) -> None:
+        await register(ctx, undo, "a", "b")
+        if waits:
+            await ctx.suspend(GO)
+        await trio.sleep_forever()
 
-        return workflow_of(body)
-
-    async def host(engine: memable.Engine, world: World) -> None:
+    async def scenario(engine: memable.Engine) -> list[memable.HistoryEntry]:
         await engine.invoke("w", instance_id=INSTANCE)
-        for _ in range(50):
-            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
         assert await engine.cancel("w", INSTANCE, reason="why") in (True, False)
         assert await engine.state("w", INSTANCE) == memable.Cancelled("why")
+        return await engine.history("w", INSTANCE)
 
-    def check(world: World, store: memable.InMemoryStore) -> None:
-        check_undone(world, ["b", "a"], 2)
-        assert kinds_of(store).count("cancel_requested") == 1
+    def check(entries: list[memable.HistoryEntry]) -> None:
+        check_undone(effects, ["b", "a"], 2)
+        assert [entry.kind for entry in entries].count("cancel") == 1
 
-    assert explore(build, host, check, depth=2, max_parked=0) > 30
+    assert explore(body, check, scenario=scenario, depth=2, max_parked=0) > 100
 
 
 # Lost --------------------------------------------------------------------------------------------------------------

@@ -685,6 +685,7 @@ TREES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "left", "right"), TREES)
 async def test_folder_sync_crashed_at_each_record_agrees(tmp_path: Path, before: Tree, left: Tree, right: Tree):
     """

@@ -1326,6 +1326,7 @@ class Measured:
                 tracemalloc.stop()
 
 
+@pytest.mark.slow
 async def test_fan_out_keeps_no_more_than_its_results_in_memory():
     """
     Beside the results, the memory of a fan-out depends on its limit, not on the count of its items.
@@ -1344,6 +1345,7 @@ async def test_fan_out_replayed_keeps_no_more_than_its_results_in_memory():
     assert measured.peak_bytes < measured.results_bytes + ALLOWANCE_BYTES / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replays", [False, True])
 async def test_fan_out_takes_time_in_proportion_to_its_items(replays: bool):
     """

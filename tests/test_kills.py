@@ -188,6 +188,7 @@ def assert_survived(siege: Siege, caplog: pytest.LogCaptureFixture) -> None:
         assert [message for message in caplog.messages if ": compacted " not in message] == []
 
 
+@pytest.mark.slow
 def test_killed_workers_never_repeat_what_was_acknowledged_and_finish_all(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -201,6 +202,7 @@ def test_killed_workers_never_repeat_what_was_acknowledged_and_finish_all(
         assert_survived(siege, caplog)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "within", "after"])
 def test_worker_killed_in_a_call_of_its_disk_loses_nothing_acknowledged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, when: Literal["before", "within", "after"]

@@ -399,6 +399,7 @@ async def test_list_instances_lets_others_run(status: MetadataStatus | None, pla
         assert len(turns) >= len(listed) // PAGE_COUNT
 
 
+@pytest.mark.slow
 async def test_list_instances_shows_each_that_stays_once_whatever_the_others_do(place: Place, autojump_clock: object):
     """
     Instances begin, end, are resumed and deleted while a list is made: each that stays is listed once, in order.

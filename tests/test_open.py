@@ -1452,6 +1452,7 @@ def test_control_c_while_memable_records_something_does_not_leave_it_half_done(k
     run(main)
 
 
+@pytest.mark.slow
 def test_control_c_pressed_anywhere_while_the_engine_opens_or_closes_stops_it_in_order():
     """
     Wherever control-C strikes while an engine is opened and left, it comes out as itself and the store is free again.

@@ -107,6 +107,7 @@ def test_disk_that_is_not_quick_is_not_synced_on_the_spot(proof: int):
     assert manners.count(Manner.ON_THE_SPOT) < 20
 
 
+@pytest.mark.slow
 @given(st.integers(min_value=1, max_value=400))
 def test_disk_that_hesitates_is_found_out(period: int):
     """However often a quick disk stalls, the event loop meets few of the stalls."""

@@ -113,6 +113,7 @@ def test_what_is_no_line_is_refused_whatever_is_proven(chunk: int):
         taken_apart(b"".join([*lines[:2], lines[2][:-1]]), chunk)
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=60), st.data())
 def test_running_checksum_is_that_of_what_is_believed(content: bytes, data: st.DataObject):
     """Whatever comes in one go, and however much of it is believed, the checksum is that of the bytes up to there."""

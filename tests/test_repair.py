@@ -127,6 +127,7 @@ def assert_nothing_invented(original: Path, damaged: Path, repair: Repair) -> No
             assert told[number] == ("blocked" if notes else "ended")
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(damages=DAMAGES, has_checkpoint=st.booleans(), has_lock=st.booleans())
 # A file behind a compacted one is empty: nothing is left to tell what was in it.

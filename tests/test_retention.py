@@ -404,6 +404,7 @@ async def test_retention_of_a_child_is_not_held_up_by_others_that_are_younger(au
 COUNT = 20_000
 
 
+@pytest.mark.slow
 def test_retention_of_many_instances_at_once_is_linear_and_lets_others_run():
     """
     20,000 instances that are due at once are removed in batches; meanwhile other tasks get their turn.

@@ -134,6 +134,7 @@ async def test_retention_comes_to_an_end_whatever_is_rounded(retention: float, a
     assert calls["ended"] <= 4 * 50
 
 
+@pytest.mark.slow
 async def test_retention_of_ten_thousand_at_once_lets_work_through(place: Place, autojump_clock: object):
     """
     While ten thousand are removed, a workflow's steps get through in between, and each is removed once.

@@ -132,6 +132,7 @@ def test_other_durability_begins_a_segment():
     assert sorted(open_on(disk, journals)) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @BOTH
 def test_power_cut_or_kill_at_every_call_loses_nothing(durability: Durability):
     """Wherever writing and sealing is cut short, what was acknowledged is there, and nothing torn is believed."""
@@ -179,6 +180,7 @@ def _holds(text: bytes, records: list[InstanceRecord]) -> bool:
     return all(b'"instance":%d,"seq":%d,' % (record.instance, record.seq) in text for record in records)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_failure_of_any_call_acknowledges_nothing_wrongly(durability: Durability, code: int):
@@ -301,6 +303,7 @@ def test_session_that_begins_with_the_first_append_after_a_full_disk(durability:
         assert open_on(disk, journals, durability, segment_bytes=segment_bytes) == again.after(99)
 
 
+@pytest.mark.slow
 def test_segment_that_could_be_begun_but_not_written_to_is_known():
     """There may be room for the header of a segment, and for nothing behind it; later there is."""
     whole, ledger = SimulatedDisk(), Ledger()
@@ -383,6 +386,7 @@ def test_bytes_that_change_after_they_were_proven_are_told(kind: str, monkeypatc
         read(disk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "compacted"])
 def test_every_bit_flipped_in_a_sealed_segment_is_told(kind: str):
     """Damage to what was sealed is never believed, and never taken for torn; it is told where it is, or before."""

@@ -224,6 +224,7 @@ async def test_sleeping_state_says_until_when(max_parked: int, autojump_clock: M
     assert (state.deadline - metadata.created_at).total_seconds() == pytest.approx(HOUR, abs=0.01)
 
 
+@pytest.mark.slow
 @MAX_PARKED
 async def test_many_sleepers_wake_in_the_order_of_their_deadlines(max_parked: int, autojump_clock: MockClock):
     """

@@ -21,6 +21,9 @@ from soak.story import Story
 from soak.tally import Tally
 from wrapped_store import WrappedStore, Wrapper
 
+#: They try very many failures one after the other.
+pytestmark = pytest.mark.slow
+
 #: The same ones in each run: they take some ten seconds.
 STORIES = range(1, 71)
 

@@ -4,7 +4,6 @@ Steps with once=True: effects that must not repeat, whatever is cancelled and wh
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -16,7 +15,8 @@ import trio
 from trio.testing import MockClock
 
 import memable
-from crashing import World, bring_to_end, crashed_in_effect, explore, journal_in, never, pay_once
+from crashing import bring_to_end, crashed_in_effect, journal_in, never, pay_once
+from memable.testing import Effects, explore_crashes
 from running import INSTANCE, ending_of, kinds_of, observe_twice, run_body, workflow_of
 from stores import Gate, HookedStore, Place, failing_at
 
@@ -128,131 +128,144 @@ async def test_once_failure_is_the_outcome_whatever_the_policy(is_thread: bool, 
 # Crashes -----------------------------------------------------------------------------------------------------------
 
 
-def check_once(world: World, store: memable.InMemoryStore, state: type[memable.WorkflowState] | None = None) -> None:
+def check_once(entries: list[memable.HistoryEntry], effects: Effects) -> None:
     """
     Check that no effect happened twice, and that each intent has one outcome or is unknown.
     """
-    assert all(count == 1 for name, count in world.effects.items() if not name.startswith("probe")), world
-    journal = journal_in(store)
-    intents = [record.path for record in store._records if record.kind == "intent_recorded"]
-    assert len(set(intents)) == len(intents)
-    for path in intents:
-        assert (path in journal.memos) != (path in journal.intents)
+    effects.assert_at_most(1)
+    steps = [entry for entry in entries if entry.kind == "step"]
+    assert len({entry.key for entry in steps}) == len(steps)
+    for entry in steps:
+        if entry.ended_at is not None:
+            assert effects.count(entry.key) == 1
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("is_thread", [False, True])
 def test_once_never_happens_twice_whenever_the_process_dies(depth: int, is_thread: bool):
     """
     Crashed anywhere, and crashed again, an effect without a probe happens once at most, and is unknown if cut short.
     """
-    states: list[memable.WorkflowState] = []
+    effects = Effects()
 
-    def build(world: World) -> memable.Workflow[..., Any]:
-        async def effect(name: str) -> str:
-            world.happen(name)
-            await trio.lowlevel.checkpoint()
-            return name
+    async def effect(name: str) -> str:
+        effects.record(name)
+        await trio.lowlevel.checkpoint()
+        return name
 
-        def blocking(name: str) -> str:
-            world.happen(name)
-            return name
+    def blocking(name: str) -> str:
+        effects.record(name)
+        return name
 
-        async def body(ctx: memable.Context) -> None:
-            await ctx.step("before", effect, "before", once=True)
-            if is_thread:
-                await ctx.step_in_thread("pay", blocking, "pay", once=True)
-            else:
-                await ctx.step("pay", effect, "pay", once=True)
-
-        return workflow_of(body)
-
-    async def host(engine: memable.Engine, world: World) -> None:
-        state = await bring_to_end(engine, world)
-        states.append(state)
-        if isinstance(state, memable.Blocked):
-            assert state.key is not None
-            assert world.effects[state.key] <= 1
+    async def body(ctx: memable.Context) -> None:
+        await ctx.step("before", effect, "before", once=True)
+        if is_thread:
+            await ctx.step_in_thread("pay", blocking, "pay", once=True)
         else:
-            assert world.effects == {"before": 1, "pay": 1}
+            await ctx.step("pay", effect, "pay", once=True)
 
-    assert explore(build, host, check_once, depth=depth, stuck_after_s=math.inf) > 8
-    assert {type(state) for state in states} == {memable.Blocked, memable.Completed}
+    async def scenario(engine: memable.Engine) -> tuple[memable.WorkflowState, list[memable.HistoryEntry]]:
+        return await bring_to_end(engine), await engine.history("w", INSTANCE)
+
+    def check(found: tuple[memable.WorkflowState, list[memable.HistoryEntry]]) -> None:
+        state, entries = found
+        states.add(type(state))
+        check_once(entries, effects)
+        unknown = [entry.key for entry in entries if entry.kind == "step" and entry.ended_at is None]
+        if isinstance(state, memable.Blocked):
+            assert unknown == [state.key]
+        else:
+            assert (unknown, effects.count("before"), effects.count("pay")) == ([], 1, 1)
+
+    states: set[type[memable.WorkflowState]] = set()
+    report = explore_crashes(
+        scenario,
+        workflows=[workflow_of(body)],
+        check=check,
+        depth=depth,
+        stops=depth == 1,
+        allow=["blocked", "different-results"],
+    )
+    assert report, report
+    assert len(report.schedules) > 20
+    assert states == {memable.Blocked, memable.Completed}
 
 
+@pytest.mark.slow
 def test_once_with_a_probe_happens_exactly_once_whenever_the_process_dies():
     """
     With a probe that can tell, each future completes by itself, with the effect having happened exactly once.
     """
+    effects = Effects()
 
-    def build(world: World) -> memable.Workflow[..., Any]:
-        async def effect(name: str) -> str:
-            world.happen(name)
-            return f"{name} done"
+    async def effect(name: str) -> str:
+        effects.record(name)
+        return f"{name} done"
 
-        async def probe(name: str) -> str:
-            world.happen("probe")
-            if not world.effects[name]:
-                raise memable.NotDoneError
-            return f"{name} done"
+    async def probe(name: str) -> str:
+        # The process may die behind it, and it may be asked again.
+        effects.record("probe", idempotency_key="probe")
+        if not effects.count(name):
+            raise memable.NotDoneError
+        return f"{name} done"
 
-        async def body(ctx: memable.Context) -> list[str]:
-            values = [await ctx.step(name, effect, name, once=True, probe=probe) for name in ("a", "b")]
-            assert values == ["a done", "b done"]
-            return values
+    async def body(ctx: memable.Context) -> None:
+        values = [await ctx.step(name, effect, name, once=True, probe=probe) for name in ("a", "b")]
+        assert values == ["a done", "b done"]
 
-        return workflow_of(body)
+    def check(state: memable.WorkflowState) -> None:
+        assert state == memable.Completed()
+        assert (effects.count("a"), effects.count("b")) == (1, 1)
 
-    async def host(engine: memable.Engine, world: World) -> None:
-        assert await bring_to_end(engine, world) == memable.Completed()
-        assert (world.effects["a"], world.effects["b"]) == (1, 1)
-
-    assert explore(build, host, check_once, depth=2) > 50
+    report = explore_crashes(bring_to_end, workflows=[workflow_of(body)], check=check, depth=2, stops=False)
+    assert report, report
+    assert len(report.schedules) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["nursery", "fan_out"])
 def test_once_in_concurrent_branches_never_happens_twice(shape: str):
     """
     Effects in children of a fan-out and in tasks of a nursery each happen once at most, whenever the process dies.
     """
+    effects = Effects()
 
-    def build(world: World) -> memable.Workflow[..., Any]:
-        async def effect(name: str) -> None:
-            world.happen(name)
+    async def effect(name: str) -> None:
+        effects.record(name)
 
-        async def child(ctx: memable.Context, item: int) -> None:
-            await ctx.step("pay", effect, f"pay {item}", once=True)
+    async def child(ctx: memable.Context, item: int) -> None:
+        await ctx.step("pay", effect, f"pay {item}", once=True)
 
-        async def body(ctx: memable.Context) -> None:
-            if shape == "fan_out":
-                await ctx.fan_out("f", child, [0, 1])
-                return
-            async with trio.open_nursery() as nursery:
-                for item in range(2):
-                    nursery.start_soon(partial(ctx.step, f"pay {item}", effect, f"pay {item}", once=True))
+    async def body(ctx: memable.Context) -> None:
+        if shape == "fan_out":
+            await ctx.fan_out("f", child, [0, 1])
+            return
+        async with trio.open_nursery() as nursery:
+            for item in range(2):
+                nursery.start_soon(partial(ctx.step, f"pay {item}", effect, f"pay {item}", once=True))
 
-        return workflow_of(body)
-
-    async def host(engine: memable.Engine, world: World) -> None:
-        state = await bring_to_end(engine, world)
+    async def scenario(engine: memable.Engine) -> memable.WorkflowState:
+        state = await bring_to_end(engine)
         rounds = 0
         while isinstance(state, memable.Blocked):
             assert state.key is not None
             name = "pay " + state.key.split("/")[1] if shape == "fan_out" else state.key
-            if world.effects[name]:
+            if effects.count(name):
                 await engine.settle("w", INSTANCE, state.key, value=None)
             else:
                 await engine.settle("w", INSTANCE, state.key, rerun=True)
-            state = await bring_to_end(engine, world)
+            state = await bring_to_end(engine)
             rounds += 1
             assert rounds <= 2
+        return state
+
+    def check(state: memable.WorkflowState) -> None:
         assert state == memable.Completed()
-        assert world.effects == {"pay 0": 1, "pay 1": 1}
+        assert (len(effects), effects.count("pay 0"), effects.count("pay 1")) == (2, 1, 1)
 
-    def check(world: World, store: memable.InMemoryStore) -> None:
-        assert set(world.effects.values()) == {1}
-
-    assert explore(build, host, check, depth=2) > 50
+    report = explore_crashes(scenario, workflows=[workflow_of(body)], check=check, depth=2, stops=False)
+    assert report, report
+    assert len(report.schedules) > 100
 
 
 # Cancellation ------------------------------------------------------------------------------------------------------

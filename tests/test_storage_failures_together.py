@@ -28,6 +28,9 @@ import memable
 from memable import StorageError
 from memable._testing._simulated_disk import Fault, SimulatedDisk, lose_all
 
+#: They try very many failures one after the other.
+pytestmark = pytest.mark.slow
+
 PATH = Path("/store")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ROOM = "make room, then open the store again"

@@ -702,6 +702,7 @@ def test_only_a_full_disk_is_no_room():
 # Power cuts --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["fsync", "os"])
 @pytest.mark.parametrize("seed", [None, 0, 1, 2, 3, 4, 5, 6, 7])
 def test_power_cut_at_every_call_loses_nothing_acknowledged(durability: str, seed: int | None):

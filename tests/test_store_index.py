@@ -86,6 +86,7 @@ def test_index_lists_in_the_order_of_numbers_whoever_is_gone():
     assert index.allocate_number() == 101
 
 
+@pytest.mark.slow
 def test_index_retires_in_linear_time():
     """
     To retire an instance costs the same, however many there are.

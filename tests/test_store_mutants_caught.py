@@ -35,6 +35,10 @@ from test_store_faults import LOCK, LOG, PATH, THREE, TORN, journals, killed_aft
 from memable._testing._watched_disk import Call, WatchedDisk
 
 
+#: They try very many failures one after the other.
+pytestmark = pytest.mark.slow
+
+
 @attrs.define(eq=False)
 class Barrier:
     """

@@ -70,6 +70,7 @@ def test_nothing_is_known_less_without_superseded_records(records: list[Any]):
     check([STARTED, *records])
 
 
+@pytest.mark.slow
 @given(histories(), histories(), st.data())
 def test_what_follows_means_the_same_without_superseded_records(
     records: list[Any], more: list[Any], data: st.DataObject

@@ -278,6 +278,7 @@ def unsettled(reading: LogReading | _upkeep.Upkeep) -> list[int]:
     return sorted(found & compacted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_beside", [True, False])
 def test_workflows_go_on_while_a_compaction_is_taken_in(is_beside: bool, monkeypatch: pytest.MonkeyPatch):
     """What is removed, resumed or loaded between two steps is as it should be; so it is if no more steps follow."""

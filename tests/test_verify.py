@@ -162,6 +162,7 @@ def test_verify_refuses_what_is_no_store(tmp_path: Path):
 # Faults --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verify_finds_a_flipped_bit_in_every_byte_of_a_sealed_segment(scratch: Path, tmp_path: Path):
     """
     Whichever byte of a sealed segment has a flipped bit, a fault is told at the line that it is in.
