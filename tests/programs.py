@@ -423,6 +423,8 @@ class World:
     "Step ids of steps that failed for good at least once: somebody may resume them."
     step_ids: dict[tuple[str, str, str], str] = attrs.field(factory=dict)
     "The newest by workflow, instance id and path."
+    owners: dict[str, tuple[int, int]] = attrs.field(factory=dict)
+    "The number of the instance that each of them is of, and the generation of its path."
     seen: list[tuple[str, str, str, Any]] = attrs.field(factory=list)
     "What bodies were given in this session: workflow, instance id, path, and outcome."
     wrongs: list[str] = attrs.field(factory=list)
@@ -581,6 +583,8 @@ class _Body:
         ctx, path = self.ctx, self.prefix + key
         step_id = ctx.step_id(key)
         self.world.step_ids[ctx.workflow_name, ctx.instance_id, path] = step_id
+        journal = ctx._run.journal
+        self.world.owners[step_id] = (journal.started.instance, journal.generation(path))
         return step_id, f"{ctx.workflow_name}/{ctx.instance_id}:{path}"
 
     def _seconds(self, seconds: Any, key: str) -> Any:

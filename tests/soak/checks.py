@@ -19,6 +19,7 @@ import memable
 from memable import MetadataStatus
 from memable._clock import _virtual_origin, current_clock
 from memable._header import InstanceHeader
+from memable._journal import journal_of
 from memable._records import (
     AttemptFailed,
     BranchCompleted,
@@ -491,11 +492,13 @@ class Model:
             name = header.workflow, header.instance_id
             new = records[old:]
             resumes = sum(isinstance(one, InstanceResumed) for one in new)
+            journal = journal_of(records)
             for path, op in ops_of(ledger.program).items():
                 step_id = world.step_ids.get((*name, path))
                 if step_id is None:
                     continue
-                if path in ledger.memos:
+                if path in ledger.memos and world.owners[step_id] == (number, journal.generation(path)):
+                    # Else a power cut has brought an older one of its name back, and its next one gets the number anew.
                     world.done.add(step_id)
                 if is_once(op) or is_doubtful:
                     continue
