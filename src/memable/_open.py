@@ -90,8 +90,8 @@ class Surroundings:
     "Returns a random number, uniform in [0, 1): it spreads retries."
     randbits: Callable[[int], int] = secrets.randbits
     "Returns so many random bits: they make ids unique."
-    run_in_thread: Callable[..., Awaitable[Any]] = trio.to_thread.run_sync
-    "Calls a function in a thread."
+    run_in_thread: Callable[..., Awaitable[Any]] | None = None
+    "Calls a function in place of a thread, if it is not to be ``trio.to_thread.run_sync``."
     codec: Codec | None = None
     "Used instead of a new one: a converter takes longer to make than a small workflow to run."
     annotations: AnnotationCache = attrs.field(factory=AnnotationCache)

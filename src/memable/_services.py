@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import attrs
-import trio
 
 from ._annotations import AnnotationCache
 from ._clock import Clock
@@ -39,7 +38,7 @@ class Services:
     "Returns so many random bits, as an int."
     fail: Callable[[StorageError], None]
     "Stops the engine: the store takes nothing any more."
-    run_in_thread: Callable[..., Awaitable[Any]] = trio.to_thread.run_sync
-    "Calls a function in a thread."
+    run_in_thread: Callable[..., Awaitable[Any]] | None = None
+    "Calls a function in place of a thread, if it is not to be ``trio.to_thread.run_sync``."
     observer: RunObserver | None = None
     "Is told what runs do, in tests and plans."

@@ -480,7 +480,7 @@ async def _call(run: Run, path: str, step: Step) -> Any:
     try:
         if step.operation == "step_in_thread":
             # Abandoned on cancellation: nobody can stop a thread, and the body need not wait for it.
-            (result,) = await run.services.run_in_thread(
+            (result,) = await (run.services.run_in_thread or trio.to_thread.run_sync)(
                 _call_in_thread, step.fn, step.args, abandon_on_cancel=not step.once, limiter=step.limiter
             )
             problem = find_misused_result(step.operation, result)

@@ -240,7 +240,7 @@ def _answers(path: str, last: Collection[str], containing: Collection[str]) -> b
         if outer in containing:
             return True
         if outer in last and length + 1 < len(parts):
-            # A child of a fan-out: it has an outcome of its own, unless it runs again. Then a fan-out in it may have one.
+            # A child of a fan-out: it has an outcome of its own, unless it runs again. A fan-out in it may have one.
             child = "/".join(parts[: length + 1]) + "/"
             if not any(one.startswith(child) for one in last):
                 return True

@@ -41,7 +41,7 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 #: Rules in one example, unless the settings say fewer: stories of more are hardly ever needed, and take their time.
-MAX_STEPS = 15
+MAX_STEPS = 20
 #: The latest moment at which a process is to die: the life of one rule seldom has more.
 MAX_MOMENT = 30
 #: So many processes may be about to die: one, and one that recovers from that.

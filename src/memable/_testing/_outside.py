@@ -39,7 +39,7 @@ def check_outside(objects: Iterable[object]) -> tuple[object, ...]:
     """
     kept = tuple(objects)
     for one in kept:
-        known = isinstance(one, (Restorable, MutableMapping, MutableSequence, MutableSet)) or hasattr(one, "__dict__")
+        known = isinstance(one, (Restorable, MutableMapping, MutableSequence, MutableSet)) or _has_attributes(one)
         if not known or isinstance(one, type):
             raise TypeError(
                 f"outside= takes Effects, dicts, lists, sets and objects with attributes, whose state can be taken "
@@ -56,7 +56,7 @@ def take_down(one: object) -> object:
         return one.take_down()
     if isinstance(one, (MutableMapping, MutableSequence, MutableSet)):
         return copy.deepcopy(one)
-    return copy.deepcopy(vars(one))
+    return copy.deepcopy(_attributes_of(one))
 
 
 def bring_back(one: Any, state: Any) -> None:
@@ -71,9 +71,38 @@ def bring_back(one: Any, state: Any) -> None:
     if isinstance(one, MutableSequence):
         one[:] = state
         return
-    target = one if isinstance(one, (MutableMapping, MutableSet)) else vars(one)
-    target.clear()
-    if isinstance(target, MutableSet):
-        target |= state
-    else:
-        target.update(state)
+    if isinstance(one, MutableMapping):
+        one.clear()
+        one.update(state)
+        return
+    if isinstance(one, MutableSet):
+        one.clear()
+        one |= state
+        return
+    for name in _attributes_of(one).keys() - state.keys():
+        object.__delattr__(one, name)
+    for name, attribute in state.items():
+        # A frozen object may have been given others all the same.
+        object.__setattr__(one, name, attribute)
+
+
+def _has_attributes(one: object) -> bool:
+    return hasattr(one, "__dict__") or bool(_slots_of(one))
+
+
+def _attributes_of(one: object) -> dict[str, Any]:
+    """Return what an object's attributes hold, whether they are in a ``__dict__`` or in slots."""
+    in_slots = {name: getattr(one, name) for name in _slots_of(one) if hasattr(one, name)}
+    return {**getattr(one, "__dict__", {}), **in_slots}
+
+
+def _slots_of(one: object) -> list[str]:
+    found: list[str] = []
+    for cls in type(one).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in {"__dict__", "__weakref__"}:
+                # Python adds the name of the class to private ones.
+                is_private = name.startswith("__") and not name.endswith("__")
+                found.append(f"_{cls.__name__.lstrip('_')}{name}" if is_private else name)
+    return found

@@ -49,6 +49,13 @@ class Schedule(Generic[T]):
         """
         return self.outcome.kind in {"returned", "raised"}
 
+    @property
+    def executions(self) -> dict[str, int]:
+        """
+        How often each step's function was called, by ``workflow/instance: path``.
+        """
+        return count_executions(self.happenings)
+
     def describe(self) -> str:
         """
         Return where the process died, in words.
@@ -156,7 +163,7 @@ class CrashReport(Generic[T]):
         """
         most: dict[str, int] = {}
         for schedule in self.schedules:
-            for name, count in count_executions(schedule.happenings).items():
+            for name, count in schedule.executions.items():
                 most[name] = max(count, most.get(name, 0))
         return most
 
