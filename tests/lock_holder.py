@@ -22,8 +22,8 @@ from memable import FileStore, MemableError
 from memable._clock import current_clock
 from memable._disk import RealDisk
 from memable._store._protocol import OpenStore
-from sample_records import start
 from memable._testing._watched_disk import Call, WatchedDisk
+from sample_records import start
 
 
 @attrs.frozen

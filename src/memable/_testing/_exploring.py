@@ -9,9 +9,7 @@ things that go wrong, over a model of the disk.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import cattrs
@@ -25,7 +23,7 @@ from .._retry import RetryPolicy
 from .._values._codec import Codec
 from ._crash_plan import CrashPlan, as_plan
 from ._findings import PROBLEM_KINDS, ProblemKind
-from ._life import BEGINS_AT_UNIX_S, Moment, Points, Setting
+from ._life import BEGINS_AT_UNIX_S, Moment, Points, Setting, quiet
 from ._outside import check_outside, take_down
 from ._report import CrashReport
 from ._schedules import Explorer, problems_of
@@ -143,20 +141,6 @@ def make_start(outside: Iterable[object]) -> Moment:
         outside=tuple((one, take_down(one)) for one in check_outside(outside)),
         at_unix_s=BEGINS_AT_UNIX_S,
     )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """
-    Keep to itself what recoveries tell of crashes that were meant.
-    """
-    logger = logging.getLogger("memable")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def make_setting(

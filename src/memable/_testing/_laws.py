@@ -10,10 +10,10 @@ from typing import Any, Unpack
 from .._definition import Workflow
 from .._encoded import Encoded
 from .._engine import Engine
-from ._exploring import EngineOptions, check_numbers, make_setting, make_start, quiet
+from ._exploring import EngineOptions, check_numbers, make_setting, make_start
 from ._findings import describe_keys, find_differing, values_in
 from ._happenings import Happening, KeyAsked, LifeBegun, StepExecuted
-from ._life import Life, live
+from ._life import Life, live, quiet
 from ._scenarios import scenario_of
 from ._schedules import Explorer
 

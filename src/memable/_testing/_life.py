@@ -8,8 +8,10 @@ dead process runs, no ``finally`` block, no destructor, as with SIGKILL.
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -337,6 +339,20 @@ async def _describe_unfinished(engine: Engine | None) -> str:
         if not isinstance(state, (Completed, Failed, Cancelled)):
             told.append(f"{found.workflow_name}/{found.instance_id} is {state}")
     return "; ".join(told) or "every instance has ended, and the scenario has not"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """
+    Keep to itself what recoveries tell of crashes that were meant.
+    """
+    logger = logging.getLogger("memable")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 async def run_inline(

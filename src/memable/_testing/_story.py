@@ -8,9 +8,7 @@ a client would that got no answer. After each life, what memable has promised is
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -26,7 +24,7 @@ from .._states import Blocked, Suspended, WorkflowState
 from ._findings import find_problems
 from ._happenings import EffectHappened, Happening, KeyAsked, LifeBegun, StepExecuted
 from ._keeping import Keeper
-from ._life import BEGINS_AT_UNIX_S, Life, Moment, Setting, journals_on, live
+from ._life import BEGINS_AT_UNIX_S, Life, Moment, Setting, journals_on, live, quiet
 from ._outside import Restorable, bring_back
 from ._simulated_disk import SimulatedDisk, lose_all
 from ._whereabouts import find_whereabouts
@@ -250,7 +248,7 @@ class Story:
             options["max_parked"] = 0
         setting = attrs.evolve(self.setting, scenario=scenario, options=options)
         is_stopped = death is not None and death.kind == "stopped"
-        with _quiet():
+        with quiet():
             return live(
                 setting,
                 start,
@@ -402,15 +400,3 @@ def _note(text: str) -> None:
     """Print something with a failing example."""
     if currently_in_test_context():
         note(f"# {text}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to itself what recoveries tell of crashes that were meant."""
-    logger = logging.getLogger("memable")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -12,9 +12,10 @@ import attrs
 from .._definition import Workflow
 from .._engine import Engine
 from ._crash_plan import CrashPlan, as_plan
-from ._exploring import EngineOptions, check_kinds, check_numbers, make_setting, make_start, quiet
+from ._exploring import EngineOptions, check_kinds, check_numbers, make_setting, make_start
 from ._findings import ProblemKind
 from ._happenings import Happening, KeyAsked, LifeBegun, StepExecuted
+from ._life import quiet
 from ._report import Problem, Schedule, describe_report
 from ._scenarios import scenario_of
 from ._schedules import Explorer, problems_of
