@@ -118,6 +118,8 @@ class Scenario:
     host: Host = start
     state: memable.WorkflowState = memable.Completed()  # noqa: RUF009 - it is frozen
     "How it ends."
+    depth: int = 1
+    "How often it crashes on its way."
     again: int = 1
     "How often a step may be called again for one crash."
 
@@ -240,9 +242,9 @@ async def start_and_cancel(engine: memable.Engine, world: World) -> None:
 
 
 SCENARIOS = [
-    Scenario("sequence", sequence, {"a": 1, "b": 1, "c": 1}),
+    Scenario("sequence", sequence, {"a": 1, "b": 1, "c": 1}, depth=2),
     Scenario("nursery", nursery, {"before": 1, "x": 1, "y": 1, "z": 1, "after": 1}),
-    Scenario("backoff", backoff, {"flaky": 3}),
+    Scenario("backoff", backoff, {"flaky": 3}, depth=2),
     Scenario("exhausted", exhausted, {"hopeless": 2}),
     Scenario("caught_failure", caught_failure, {"broken": 1, "instead": 1}),
     Scenario("statuses", statuses, {"a": 1, "b": 1}, state=memable.Completed("at the end")),
@@ -250,7 +252,7 @@ SCENARIOS = [
     # Each crash may come between the durable resume and its acknowledgement: then the host asks again. An orderly stop
     # interrupts the step in that time, besides.
     Scenario("forget", sequence, {"a": 1, "b": 2, "c": 1}, start_and_forget, again=2),
-    Scenario("cancel", endless, {"a": 1, "endless": 1}, start_and_cancel, memable.Cancelled("enough")),
+    Scenario("cancel", endless, {"a": 1, "endless": 1}, start_and_cancel, memable.Cancelled("enough"), depth=2),
 ]
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=[scenario.name for scenario in SCENARIOS])
 
@@ -331,23 +333,25 @@ def check_calls(scenario: Scenario, calls: Mapping[str, int], crashes: int) -> N
 @every_scenario
 def test_crash_at_every_append_changes_nothing_of_the_outcome(scenario: Scenario):
     """
-    Crashed before, within or after every write, and once more in the recovery, a workflow ends as if nothing happened.
+    Crashed before, within or after every write, or stopped there, a workflow ends as if nothing had happened.
+
+    So it does when it is crashed once more at every write of the recovery.
     """
-    assert len(explore(scenario, depth=2, stops=False).schedules) > 150
+    assert len(explore(scenario, depth=scenario.depth, stops=scenario.depth == 1).schedules) > 25
 
 
 @pytest.mark.slow
 @every_scenario
 def test_power_cut_at_every_call_of_the_disk_changes_nothing_of_the_outcome(scenario: Scenario):
     """
-    Killed, stopped or cut from power at every call of the disk, with all lost that may be, a workflow ends the same.
+    Killed or cut from power at every call of the disk, with all lost that may be, a workflow ends the same.
     """
-    assert len(explore(scenario, points="calls").schedules) > 80
+    assert len(explore(scenario, points="calls", stops=False).schedules) > 80
 
 
 @pytest.mark.slow
 @every_scenario
-@pytest.mark.parametrize("moment", [3, 5, 8])
+@pytest.mark.parametrize("moment", [5, 8])
 def test_crash_at_one_moment_again_and_again_still_ends(scenario: Scenario, moment: int):
     """
     Crashed twenty times in a row, each time after a write or two, a workflow still ends as it should.

@@ -38,8 +38,8 @@ from memable._store._patience import (
 )
 from memable._store._upkeep import Upkeep
 from memable._store._worker import AwaitedJob, ThreadWorker
-from sample_records import start
 from memable._testing._watched_disk import Call, WatchedDisk
+from sample_records import start
 
 QUICK_S = WAIT_S / 4
 #: Nothing here takes so long, unless it hangs.

@@ -140,8 +140,9 @@ def check_once(entries: list[memable.HistoryEntry], effects: Effects) -> None:
             assert effects.count(entry.key) == 1
 
 
-@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("is_thread", [False, True])
+@pytest.mark.parametrize(
+    ("is_thread", "depth"), [(False, 1), (True, 1), pytest.param(False, 2, marks=pytest.mark.slow)]
+)
 def test_once_never_happens_twice_whenever_the_process_dies(depth: int, is_thread: bool):
     """
     Crashed anywhere, and crashed again, an effect without a probe happens once at most, and is unknown if cut short.
@@ -222,8 +223,7 @@ def test_once_with_a_probe_happens_exactly_once_whenever_the_process_dies():
     assert len(report.schedules) > 100
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", ["nursery", "fan_out"])
+@pytest.mark.parametrize("shape", [pytest.param("nursery", marks=pytest.mark.slow), "fan_out"])
 def test_once_in_concurrent_branches_never_happens_twice(shape: str):
     """
     Effects in children of a fan-out and in tasks of a nursery each happen once at most, whenever the process dies.
@@ -263,9 +263,10 @@ def test_once_in_concurrent_branches_never_happens_twice(shape: str):
         assert state == memable.Completed()
         assert (len(effects), effects.count("pay 0"), effects.count("pay 1")) == (2, 1, 1)
 
-    report = explore_crashes(scenario, workflows=[workflow_of(body)], check=check, depth=2, stops=False)
+    depth = 2 if shape == "nursery" else 1
+    report = explore_crashes(scenario, workflows=[workflow_of(body)], check=check, depth=depth, stops=depth == 1)
     assert report, report
-    assert len(report.schedules) > 100
+    assert len(report.schedules) > 25
 
 
 # Cancellation ------------------------------------------------------------------------------------------------------

@@ -30,10 +30,9 @@ from memable._records import InstanceRecord, InstanceRetired
 from memable._store._protocol import OpenStore
 from memable._store.file import MIN_SEGMENT_BYTES
 from memable._testing._simulated_disk import Choose, Fault, PowerCutError, SimulatedDisk, lose_all
+from memable._testing._watched_disk import Call, WatchedDisk
 from sample_records import completed, retired, start, started, step
 from test_store_faults import LOCK, LOG, PATH, THREE, TORN, journals, killed_after_three, run, with_log, write_three
-from memable._testing._watched_disk import Call, WatchedDisk
-
 
 #: They try very many failures one after the other.
 pytestmark = pytest.mark.slow

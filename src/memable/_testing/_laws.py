@@ -11,7 +11,7 @@ from .._definition import Workflow
 from .._encoded import Encoded
 from .._engine import Engine
 from ._exploring import EngineOptions, check_numbers, make_setting, make_start
-from ._findings import describe_keys, find_differing, values_in
+from ._findings import describe_keys, find_differing
 from ._happenings import Happening, KeyAsked, LifeBegun, StepExecuted
 from ._life import Life, live, quiet
 from ._scenarios import scenario_of
@@ -154,8 +154,7 @@ def assert_order_independent(
         with quiet():
             explorer.explore(1, 10_000 if seed == 0 else _MOMENTS_A_SEED, stops=False, passivates=seed == 0)
         explorer.reset()
-        for schedule, life in zip(explorer.schedules, explorer.lives, strict=True):
-            values = values_in(life.journals)
+        for schedule, values in zip(explorer.schedules, explorer.recorded, strict=True):
             told_in = f"seed {seed}, when {schedule.describe()}"
             if known is None:
                 known, known_in = values, told_in

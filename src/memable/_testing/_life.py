@@ -8,6 +8,7 @@ dead process runs, no ``finally`` block, no destructor, as with SIGKILL.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -43,6 +44,8 @@ from ._written_records import describe_write, find_ends
 BEGINS_AT_UNIX_S = 1_767_225_600.0
 #: The id of every simulated store, so that ``ctx.step_id`` is the same each time.
 STORE_ID = "5e" * 16
+#: No process comes to it: nothing is put aside.
+NO_MOMENT = -1
 #: A process that has let so many turns of its tasks pass is busy for ever.
 MOST_TURNS = 300_000
 
@@ -52,7 +55,9 @@ Scenario = Callable[[Engine], Awaitable[Any]]
 Points = Literal["writes", "calls"]
 "At what the process may die: durable writes of records, or every call of the disk that changes it."
 
-_CHANGING = frozenset(("make_directory", "create", "open", "write", "sync", "truncate", "rename", "sync_directory"))
+_CHANGING = frozenset(
+    ("make_directory", "open", "sync", "truncate", "rename", "remove", "remove_directory", "sync_directory")
+)
 
 
 @attrs.frozen
@@ -118,10 +123,15 @@ class Life:
     "How many there were."
     end: Moment
     "What the next process would find after its end."
-    journals: Mapping[str, Journal]
-    "What the store holds then, by instance."
     stop_place: str = ""
     "If it was stopped: when."
+
+    @functools.cached_property
+    def journals(self) -> Mapping[str, Journal]:
+        """
+        What the store holds at its end, by instance.
+        """
+        return journals_on(self.end.disk)
 
 
 @attrs.frozen
@@ -158,10 +168,17 @@ class _Watch:
     count: int = 0
     stop: Callable[[], None] = attrs.field(default=lambda: None)
     stop_place: str = ""
+    place: str = ""
+    "What is being written, if it is of interest."
     version: int = 0
     "Counts effects and writes."
     forked: tuple[int, float] | None = None
     "What was put aside last: of which version, and when."
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether anything is to be done at any moment."""
+        return self.only != NO_MOMENT or self.stop_at is not None
 
     def on_call(self, call: Call) -> None:
         """Look at a call of the disk."""
@@ -169,16 +186,16 @@ class _Watch:
             place = describe_write(call.chunk, self.names)
             if place is None and self.setting.points == "writes":
                 return
-            place = f"the write of {place or f'{len(call.chunk)} bytes'}"
+            place = self.place = f"the write of {place or f'{len(call.chunk)} bytes'}"
             self._pass(f"before {place}", ends=find_ends(call.chunk, self.names))
             assert isinstance(call.file, SimulatedFile)
             path = self.disk.path_of(call.file)
             self._pass(f"within {place}", lambda disk: _tear(disk, path, call))
         elif call.name == "write":
-            place = describe_write(call.chunk, self.names)
-            if place is not None or self.setting.points == "calls":
+            if self.place:
                 self.version += 1
-                self._pass(f"after the write of {place or f'{len(call.chunk)} bytes'}", is_write=True)
+                self._pass(f"after {self.place}", is_write=True)
+            self.place = ""
         elif self.setting.points == "calls" and call.name in _CHANGING:
             self.version += 1
             self._pass(f"{call.when} the disk's {call.name}")
@@ -271,7 +288,7 @@ def live(
         disk=disk,
         outside=[one for one, _ in outside],
         names=dict(start.names),
-        only=only if forks else -1,
+        only=only if forks else NO_MOMENT,
         stop_at=stop_at,
         now=lambda: BEGINS_AT_UNIX_S + clock.current_time(),
     )
@@ -287,7 +304,7 @@ def live(
     with seeded_scheduling(setting.seed):
         outcome = trio.run(_live, setting, surroundings, watch, clock, clock=clock)
     end = watch.moment(disk.kill())
-    return Life(outcome, tuple(watch.forks), watch.count, end, journals_on(end.disk), watch.stop_place)
+    return Life(outcome, tuple(watch.forks), watch.count, end, watch.stop_place)
 
 
 class _Overseer(trio.abc.Instrument):
@@ -374,7 +391,8 @@ async def run_inline(
 async def _live(setting: Setting, surroundings: Surroundings, watch: _Watch, clock: MockClock) -> Outcome:
     begin_virtual_time(watch.now())
     effect_listener.set(watch)
-    store = store_on(WatchedDisk(watch.disk, watch.on_call), _new_id=lambda: STORE_ID)
+    disk = WatchedDisk(watch.disk, watch.on_call) if watch.is_needed else watch.disk
+    store = store_on(disk, _new_id=lambda: STORE_ID)
     overseer = _Overseer(setting.stuck_after_s)
     watch.stop = overseer.stop
     trio.lowlevel.add_instrument(overseer)

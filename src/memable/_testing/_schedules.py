@@ -46,8 +46,8 @@ class Explorer:
     compares_results: bool = True
     "Whether all schedules are to end alike."
     schedules: list[Schedule[Any]] = attrs.field(factory=list)
-    lives: list[Life] = attrs.field(factory=list)
-    "The last life of each schedule."
+    recorded: list[dict[tuple[str, str], Encoded]] = attrs.field(factory=list)
+    "What steps have returned at the end of each schedule, by instance and path."
     findings: list[list[Finding]] = attrs.field(factory=list)
     "What is wrong with each schedule."
     pending: deque[_Task] = attrs.field(factory=deque)
@@ -127,7 +127,7 @@ class Explorer:
         findings = find_problems(schedule.happenings, life.journals, self.values)
         findings.extend(self._judge_outcome(life.outcome))
         self.schedules.append(schedule)
-        self.lives.append(attrs.evolve(life, forks=()))
+        self.recorded.append(recorded)
         self.findings.append(findings)
         return life
 

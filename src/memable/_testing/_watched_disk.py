@@ -54,7 +54,9 @@ class WatchedDisk:
         """
         Remove an empty directory.
         """
+        self.watch(Call("remove_directory", "before"))
         self.inner.remove_directory(path)
+        self.watch(Call("remove_directory", "after"))
 
     def restrict_directory(self, path: Path) -> None:
         """
@@ -95,7 +97,9 @@ class WatchedDisk:
         """
         Remove a file.
         """
+        self.watch(Call("remove", "before"))
         self.inner.remove(path)
+        self.watch(Call("remove", "after"))
 
     def sync_directory(self, path: Path) -> None:
         """
