@@ -137,6 +137,8 @@ LEVELS = {
         "_signalling",
         "_resuming",
         "_invocation",
+        "_plan_scratch",
+        "_planned_run",
         "_planning",
         "_engine",
         "_open",
