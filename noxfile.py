@@ -118,7 +118,7 @@ def bench(session: nox.Session) -> None:
     """
     Print how fast memable is, beside what the machine can do and beside other engines, and write it to bench.json.
     """
-    session.install(".")
+    session.install(".[testing]")
     peers = Path(session.virtualenv.location, "peers")
     session.run("python", "benchmarks/peer_environments.py", str(peers))
     session.run("python", "benchmarks/run.py", "--peers", str(peers), "--json", "bench.json", *session.posargs)

@@ -17,6 +17,7 @@ from typing import Any
 
 import compaction
 import concurrent_steps
+import exploring
 import fan_out
 import growth
 import import_time
@@ -46,6 +47,7 @@ WORKLOADS: dict[str, Callable[[Settings], list[Figure]]] = {
     "values": large_values.measure,
     "growth": growth.measure,
     "import": import_time.measure,
+    "explore": exploring.measure,
     "store": store_append.measure,
     "peers": peers.measure,
     "opening": opening.measure,
