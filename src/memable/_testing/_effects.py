@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import functools
 import linecache
+import os
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -252,7 +253,8 @@ def describe_place(frame: FrameType) -> str:
     """
     Return a line of code as ``file:line, in function``.
     """
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}, in {frame.f_code.co_name}"
+    # Not by way of a Path, which takes as long as all the rest of what is noted of a key.
+    return f"{frame.f_code.co_filename.rpartition(os.sep)[2]}:{frame.f_lineno}, in {frame.f_code.co_name}"
 
 
 @functools.lru_cache(maxsize=256)
