@@ -60,7 +60,10 @@ add_module_names = False
 nitpicky = True
 nitpick_ignore_regex = [
     # Other libraries: their documentation is not at hand without the network.
-    (r"py:.*", r"(attrs|cattrs|collections|contextlib|datetime|enum|inspect|os|pathlib|trio|types|typing)\..*"),
+    (
+        r"py:.*",
+        r"(attrs|cattrs|collections|contextlib|datetime|enum|hypothesis|inspect|os|pathlib|trio|types|typing)\..*",
+    ),
     # Type variables, and the parameters of signatures.
     (r"py:.*", r"(.*\.)?(Args|Item|P|R|R_co|T)(\.args|\.kwargs)?"),
     # The protocol of stores: no store but memable's own is supported so far.
@@ -68,5 +71,5 @@ nitpick_ignore_regex = [
     # What memable.testing hands out and nobody names.
     (r"py:class", r"memable\._testing\.\w+\.\w+"),
     # Annotations of variables are not evaluated.
-    (r"py:class", r"Path|SimulatedLock|_Inode"),
+    (r"py:class", r"Path|ProblemKind|SimulatedLock|_Inode"),
 ]

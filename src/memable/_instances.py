@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import trio
+
 from ._entry import Entry
 from ._errors import (
     EngineStoppedError,
@@ -96,7 +98,11 @@ class Instances:
                 continue
             if entry.ending is not None:
                 return ended_state(header, entry.ending, self._services.aliases)
-            await self._load_ending(entry)
+            if entry.is_live:
+                # Its run is about to say. To look it up would take a while, in which it may be removed.
+                await entry.wait_change(entry.version)
+            else:
+                await self._load_ending(entry)
 
     async def entry_value(self, entry: Entry) -> Any:
         """
@@ -139,7 +145,12 @@ class Instances:
             raise StaleRunningError(workflow=entry.workflow, instance_id=entry.instance_id)
 
     async def _load_ending(self, entry: Entry) -> None:
-        journal = await self.load(entry)
+        try:
+            journal = await self.load(entry)
+        except KeyError:
+            # It is being removed: whoever does that says so next.
+            await trio.lowlevel.checkpoint()
+            return
         if journal.seq == entry.header.seq:
             entry.ending = journal.ending or journal.blocked
         # Else somebody has resumed or cancelled it meanwhile.
