@@ -36,6 +36,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import memable
+from fanning import explore
 from memable._records import InstanceRecord
 from stores import HookedStore, disk_full
 
@@ -99,6 +100,9 @@ async def crash_everywhere(
 ) -> None:
     """
     Run *host* over what *begin* returns until its first append, and *check* what is left; and so for each append.
+
+    For what ``explore_crashes`` does not do: to open an engine that resumes nothing, and to take down a folder in
+    which several threads are writing.
     """
     for number in range(1, MAX_RECORDS):
         left, has_crashed = await crash_at(number, workflow, host, await begin())
@@ -127,6 +131,37 @@ async def crash_at(
     except memable.StorageError:
         return inner.crashed_copy(), True
     return inner.crashed_copy(), False
+
+
+Tree = Mapping[str, str]
+
+
+def _write(folder: Path, tree: Tree) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    for name, content in tree.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+
+def _read(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@attrs.frozen
+class Folder:
+    """
+    A folder as a part of the world outside, which an exploration of crashes takes down and brings back.
+    """
+
+    path: Path
+
+    def take_down(self) -> Tree:
+        return _read(self.path)
+
+    def bring_back(self, state: Tree) -> None:
+        _write(self.path, state)
 
 
 def _clear(directory: Path) -> None:
@@ -187,32 +222,23 @@ async def test_approval_times_out_while_no_process_runs(autojump_clock: trio.tes
         assert await invocation.result() == "refused, as nobody decided in three days"
 
 
-async def test_approval_decided_survives_a_crash_at_each_record(capsys: pytest.CaptureFixture[str]):
+def test_approval_decided_survives_a_crash_at_each_record(capsys: pytest.CaptureFixture[str]):
     """
     A decision that was acknowledged is never lost, and one that was not can be given again.
     """
     decision = approval.Decision(approved=True, by="Charles")
-    acknowledged = False
+    acknowledged: list[bool] = []
 
     async def host(engine: memable.Engine) -> str:
-        nonlocal acknowledged
         invocation = await engine.invoke(approval.reimburse, EXPENSE, instance_id="e")
         if isinstance(await invocation.wait(), memable.Suspended):
             assert not acknowledged
             await engine.signal(approval.reimburse, "e", approval.DECISION, decision)
-            acknowledged = True
-        return await invocation.result()
+            acknowledged.append(True)
+        receipt = await invocation.result()
+        return receipt.rpartition(" ")[0]
 
-    async def begin() -> memable.InMemoryStore:
-        nonlocal acknowledged
-        acknowledged = False
-        return memable.InMemoryStore()
-
-    async def check(left: memable.InMemoryStore) -> None:
-        async with memable.open_engine(left, workflows=[approval.reimburse]) as engine:
-            assert (await host(engine)).startswith("approved by Charles")
-
-    await crash_everywhere(approval.reimburse, host, check, begin)
+    explore(host, [approval.reimburse], expected="approved by Charles, receipt", outside=[acknowledged])
     assert "paying 3 to Ada" in capsys.readouterr().out
 
 
@@ -298,40 +324,21 @@ def test_word_count_counts_a_folder(tmp_path: Path):
     assert run_example("word_count", folder, "--again", cwd=tmp_path) == [f"5 words in 5 files below {folder}"]
 
 
-async def test_word_count_crashed_at_each_record_reads_no_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_word_count_crashed_at_each_record_reads_no_file_again(tmp_path: Path):
     """
     Wherever it is stopped, the report is right, and a file is read again only if its count was not recorded.
     """
     _write_words(tmp_path)
-    count_words = word_count.count_words
-    read: list[str] = []
 
-    def counting(path: Path) -> int:
-        read.append(path.name)
-        return count_words(path)
+    async def host(engine: memable.Engine) -> tuple[object, ...]:
+        report = await (await engine.invoke(word_count.count_folder, tmp_path, instance_id="i")).result()
+        return report.files, report.words, list(report.failures)
 
-    monkeypatch.setattr(word_count, "count_words", counting)
-
-    async def host(engine: memable.Engine) -> word_count.Report:
-        return await (await engine.invoke(word_count.count_folder, tmp_path, instance_id="i")).result()
-
-    async def begin() -> memable.InMemoryStore:
-        return memable.InMemoryStore()
-
-    async def check(left: memable.InMemoryStore) -> None:
-        read.clear()
-        async with memable.open_engine(left, workflows=[word_count.count_folder]) as engine:
-            recorded: set[str] = set()
-            if await engine.metadata(word_count.count_folder, "i") is not None:
-                history = await engine.history(word_count.count_folder, "i")
-                recorded = {entry.key for entry in history if entry.key is not None and entry.ended_at is not None}
-            report = await host(engine)
-        assert (report.files, report.words, list(report.failures)) == (5, 6, [Path("deep/latin.py")])
-        for path in word_count.list_files(tmp_path):
-            if f"count/{word_count.key_of(path)}/count:v1" in recorded:
-                assert path.name not in read
-
-    await crash_everywhere(word_count.count_folder, host, check, begin)
+    expected = (5, 6, [Path("deep/latin.py")])
+    schedules = explore(host, [word_count.count_folder], expected=expected)
+    paths = word_count.list_files(tmp_path)
+    steps = {"list:v1", *(f"count/{word_count.key_of(path)}/count:v1" for path in paths)}
+    assert all(set(one.executions) == {f"count_folder/i: {step}" for step in steps} for one in schedules)
 
 
 # saga -----------------------------------------------------------------------------------------------------------------
@@ -370,25 +377,17 @@ def test_saga_killed_between_two_bookings_undoes_both(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("city", "bookings"), [("Venice", 0), ("Lisbon", 3)])
-async def test_saga_crashed_at_each_record_books_all_or_nothing(tmp_path: Path, city: str, bookings: int):
+def test_saga_crashed_at_each_record_books_all_or_nothing(tmp_path: Path, city: str, bookings: int):
     """
     Wherever it is stopped, there are all three bookings in the end, or none.
     """
 
-    async def host(engine: memable.Engine) -> memable.WorkflowState:
-        return await (await engine.invoke(saga.book_trip, saga.Trip(city, tmp_path), instance_id="i")).wait()
+    async def host(engine: memable.Engine) -> tuple[str, int]:
+        state = await (await engine.invoke(saga.book_trip, saga.Trip(city, tmp_path), instance_id="i")).wait()
+        return type(state).__name__, _bookings(tmp_path)
 
-    async def begin() -> memable.InMemoryStore:
-        _clear(tmp_path)
-        return memable.InMemoryStore()
-
-    async def check(left: memable.InMemoryStore) -> None:
-        async with memable.open_engine(left, workflows=[saga.book_trip]) as engine:
-            state = await host(engine)
-        assert isinstance(state, memable.Completed if bookings else memable.Failed)
-        assert _bookings(tmp_path) == bookings
-
-    await crash_everywhere(saga.book_trip, host, check, begin)
+    expected = ("Completed" if bookings else "Failed", bookings)
+    explore(host, [saga.book_trip], expected=expected, outside=[Folder(tmp_path)])
 
 
 async def test_saga_cancelled_after_a_crash_at_each_record_leaves_nothing(tmp_path: Path):
@@ -514,42 +513,21 @@ async def _say_yes(question: str) -> bool:
     return True
 
 
-async def test_agent_crashed_at_each_record_repeats_no_recorded_turn(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_agent_crashed_at_each_record_repeats_no_recorded_turn(tmp_path: Path):
     """
     Wherever it is stopped, turns that were recorded are not asked for again, and exactly one mail goes out.
     """
-    outbox = tmp_path / "outbox"
-    headers = {"Authorization": "Bearer sesame"}
-    with StubModel().serving() as stub:
-        async with httpx.AsyncClient(base_url=stub.base_url, headers=headers) as client:
-            workflow = agent.make_agent(client, "stub", outbox)
+    client = httpx.AsyncClient(base_url="http://model", transport=httpx.MockTransport(agent.play_model))
+    workflow = agent.make_agent(client, "stub", tmp_path)
 
-            async def host(engine: memable.Engine) -> str:
-                return await agent.run_task(engine, workflow, "write to Ada", _say_yes)
+    async def host(engine: memable.Engine) -> tuple[str, list[str]]:
+        return await agent.run_task(engine, workflow, "write to Ada", _say_yes), _mails(tmp_path)
 
-            async def begin() -> memable.InMemoryStore:
-                _clear(outbox)
-                capsys.readouterr()
-                return memable.InMemoryStore()
-
-            async def check(left: memable.InMemoryStore) -> None:
-                async with memable.open_engine(left, workflows=[workflow], resume_on_start=False) as engine:
-                    recorded = {
-                        int(entry.key.removeprefix("ask-"))
-                        for one in await engine.list_instances()
-                        for entry in await engine.history(workflow, one.instance_id)
-                        if entry.key is not None and entry.key.startswith("ask-")
-                    }
-                stub.asked.clear()
-                async with memable.open_engine(left, workflows=[workflow]) as engine:
-                    assert await host(engine) == "Done. The last tool said: sent to ada@example.org"
-                assert sorted(stub.asked) == sorted({0, 1, 2} - recorded)
-                assert _mails(outbox) == [ADA_MAIL]
-                assert capsys.readouterr().out.count("sending a mail") == 1
-
-            await crash_everywhere(workflow, host, check, begin)
+    expected = ("Done. The last tool said: sent to ada@example.org", [ADA_MAIL])
+    for schedule in explore(host, [workflow], expected=expected, outside=[Folder(tmp_path)]):
+        calls = {name.rpartition(" ")[2]: count for name, count in schedule.executions.items()}
+        assert calls.keys() == {"ask-0", "ask-1", "ask-2", "look-up-0-call-1", "send-1-call-2"}
+        assert calls["send-1-call-2"] == 1
 
 
 async def test_agent_waits_for_a_model_that_is_overloaded(tmp_path: Path, autojump_clock: trio.testing.MockClock):
@@ -582,21 +560,6 @@ async def test_agent_waits_for_a_model_that_is_overloaded(tmp_path: Path, autoju
 
 
 # folder_sync ----------------------------------------------------------------------------------------------------------
-
-Tree = Mapping[str, str]
-
-
-def _write(folder: Path, tree: Tree) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    for name, content in tree.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-
-
-def _read(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
 @attrs.frozen

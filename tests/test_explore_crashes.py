@@ -236,7 +236,181 @@ def test_explore_reports_scenarios_that_are_busy_for_ever():
 
     report = explore_crashes(scenario, workflows=[pair], depth=0)
     assert {one.kind for one in report.problems} == {"never-finishes"}
-    assert "busy" in report.problems[0].message
+    assert "it goes on and on in test_explore_crashes.py" in report.problems[0].message
+
+
+def test_explore_reports_scenarios_that_raise():
+    """
+    A scenario that does not even work without a crash proves nothing.
+    """
+
+    async def wrong(engine: memable.Engine) -> None:
+        await engine.get("nobody", "i")
+
+    report = explore_crashes(wrong, workflows=[pair])
+    assert [one.kind for one in report.problems] == ["scenario-raises"]
+    assert "nobody" in report.problems[0].message
+    unregistered = explore_crashes(result_of(pair), workflows=[])
+    assert [one.kind for one in unregistered.problems] == ["scenario-raises"]
+
+
+def test_explore_takes_the_failure_of_a_workflow_for_a_result():
+    """
+    A workflow that fails, or is cancelled, may be what a scenario is about.
+    """
+
+    @memable.workflow
+    async def failing(ctx: memable.Context) -> None:
+        await ctx.step("a", one)
+        raise ValueError("no")
+
+    report = explore(failing)
+    assert report, report
+    assert [result.outcome.kind for result in report.results] == ["raised"]
+
+
+def test_explore_finds_lost_effects_of_cancelled_steps():
+    """
+    A step that swallows its cancellation and does less than otherwise is found, though it returns the same.
+    """
+    effects = Effects()
+
+    async def send() -> None:
+        try:
+            await trio.sleep(5)
+            effects.record("sent", idempotency_key="k")
+        except BaseException:  # noqa: BLE001, S110 - the bug
+            pass
+
+    @memable.workflow
+    async def sending(ctx: memable.Context) -> None:
+        await ctx.step("send", send)
+
+    (problem,) = explore(sending).problems
+    assert (problem.kind, problem.key) == ("cancellation-swallowed", "send")
+    (again,) = explore(sending, only=problem.recipe).problems
+    assert again.message == problem.message
+
+
+def test_explore_lets_a_step_do_several_things():
+    """
+    One execution may do the same for several items, each with its key; a resume may do it once more.
+    """
+    effects = Effects()
+
+    async def send_all(key: str) -> int:
+        for name in "abc":
+            effects.record("mail", idempotency_key=f"{key}/{name}")
+        return 3
+
+    @memable.workflow
+    async def mailing(ctx: memable.Context) -> int:
+        return await ctx.step("mails", send_all, ctx.step_id("mails"))
+
+    async def scenario(engine: memable.Engine) -> int:
+        await (await engine.invoke(mailing, instance_id="i")).result()
+        return await (await engine.resume(mailing, "i", forget=["mails"])).result()
+
+    report = explore_crashes(scenario, workflows=[mailing])
+    assert report, report
+
+
+def test_explore_lets_a_host_resume():
+    """
+    What a resume clears is not asked for again, and need not be.
+    """
+    world = {"is_up": False}
+
+    async def connect() -> str:
+        if not world["is_up"]:
+            raise ConnectionError("down")
+        return "connected"
+
+    @memable.workflow
+    async def alerting(ctx: memable.Context) -> str:
+        try:
+            return await ctx.step("connect", connect)
+        except memable.StepFailedError:
+            await ctx.step("alert", one)
+            raise
+
+    async def scenario(engine: memable.Engine) -> str:
+        invocation = await engine.invoke(alerting, instance_id="i")
+        with contextlib.suppress(memable.WorkflowFailedError):
+            return await invocation.result()
+        world["is_up"] = True
+        return await (await engine.resume(alerting, "i")).result()
+
+    report = explore_crashes(scenario, workflows=[alerting], outside=[world])
+    assert report, report
+
+
+def test_explore_lets_memory_die_with_the_process():
+    """
+    What is named as memory begins anew in each process: a step that needs what another one left there is found.
+    """
+    cache: dict[str, str] = {}
+
+    async def login() -> None:
+        cache["page"] = "t"
+
+    async def fetch() -> str:
+        return cache["page"]
+
+    @memable.workflow
+    async def careless(ctx: memable.Context) -> str:
+        await ctx.step("login", login)
+        return await ctx.step("fetch", fetch)
+
+    assert explore(careless, outside=[cache])
+    report = explore(careless, memory=[cache])
+    assert "different-results" in {one.kind for one in report.problems}
+
+
+def test_explore_compares_what_knows_nothing_of_equality():
+    """
+    NaN, and objects without an equality of their own, are compared by what they look like.
+    """
+
+    class Plain:
+        pass
+
+    async def scenario(engine: memable.Engine) -> tuple[float, object]:
+        return float("nan"), Plain()
+
+    report = explore_crashes(scenario, workflows=[pair])
+    assert report, report
+
+
+def test_explore_names_the_line_behind_start_soon():
+    """
+    Where trio calls ``ctx.step``, the line of the nursery's owner is named.
+    """
+    numbers = iter(range(1000))
+
+    @memable.workflow
+    async def counting(ctx: memable.Context) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ctx.step, f"a-{next(numbers)}", one)
+
+    report = explore(counting)
+    problem = next(problem for problem in report.problems if problem.kind == "key-differs")
+    assert "in counting" in problem.message
+
+
+def test_explore_resets_the_outside_after_control_c():
+    """
+    Whatever ends an exploration, the world outside is what it was.
+    """
+    inbox: list[str] = []
+
+    async def scenario(engine: memable.Engine) -> None:
+        inbox.append("mail")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        explore_crashes(scenario, workflows=[pair], outside=[inbox])
+    assert inbox == []
 
 
 def test_explore_lets_the_scenario_signal():
@@ -340,6 +514,10 @@ async def test_explore_refuses_to_run_inside_trio():
     [
         ({"depth": -1}, ValueError, "depth must be an int"),
         ({"depth": True}, ValueError, "depth must be an int"),
+        ({"max_schedules": 0}, ValueError, "max_schedules must be an int"),
+        ({"downtime": -1.0}, ValueError, "downtime must be a number"),
+        ({"downtime": float("nan")}, ValueError, "downtime must be a number"),
+        ({"only": "999"}, ValueError, "there is no schedule"),
         ({"max_schedules": 1.5}, ValueError, "max_schedules must be an int"),
         ({"points": "bytes"}, ValueError, "points must be"),
         ({"allow": ["typo"]}, ValueError, "allow takes kinds of problems"),

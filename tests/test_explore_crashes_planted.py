@@ -71,7 +71,7 @@ def test_explore_finds_key_from_the_clock():
     problem = report.problems[0]
     assert problem.kind == "key-differs"
     assert problem.key is not None
-    assert problem.key.startswith("fetch-17672256")
+    assert problem.key.startswith("fetch-17672255")
     assert "asked for 'fetch-17672256" in problem.message
     assert "clock" in problem.message
     assert report.unneeded.keys() == {"hourly/i"}

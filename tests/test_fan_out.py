@@ -19,8 +19,8 @@ import trio
 from trio.testing import MockClock, assert_checkpoints
 
 import memable
-from fanning import Work, bring_to_end, crash_everywhere, result_of
-from memable._records import InstanceRecord, StepCompleted
+from fanning import Work, bring_to_end, explore, result_of
+from memable._records import StepCompleted
 from running import INSTANCE, ending_of, kinds_of, observe_twice, run_body, workflow_of
 from stores import Gate, HookedStore, Place, failing_at
 from waits import P, settle, suspended
@@ -302,9 +302,9 @@ async def test_fan_out_key_recorded_as_another_kind_is_refused(kind: str, place:
 # Structure -------------------------------------------------------------------------------------------------------
 
 
-async def test_fan_outs_nest(autojump_clock: MockClock):
+def test_fan_outs_nest():
     """
-    A child may fan out itself; after a crash at any append, no acknowledged step runs again, however deep.
+    A child may fan out itself; wherever the process dies, no recorded step or child runs again, however deep.
     """
     work = Work()
 
@@ -321,24 +321,7 @@ async def test_fan_outs_nest(autojump_clock: MockClock):
 
     expected = [["BEFORE0", "0-0", "0-1"], ["BEFORE1", "1-0", "1-1"]]
 
-    def check(records: list[InstanceRecord]) -> None:
-        work.clear()
-        acknowledged.extend(record.path for record in records if isinstance(record, StepCompleted))
-
-    acknowledged: list[str] = []
-
-    async def run(engine: memable.Engine) -> None:
-        assert await result_of(engine) == expected
-        again = set(work.calls) & {_name_of(path) for path in acknowledged}
-        assert not again
-        acknowledged.clear()
-
-    assert await crash_everywhere(run, [workflow], check) > 10
-
-
-def _name_of(path: str) -> str:
-    parts = path.split("/")
-    return f"before{parts[1]}" if parts[2] == "before" else f"{parts[1]}-{parts[3]}"
+    assert len(explore(result_of, [workflow], expected=expected)) > 25
 
 
 async def test_fan_outs_run_at_once_in_a_nursery(place: Place, autojump_clock: MockClock):
@@ -1202,7 +1185,7 @@ async def test_fan_out_paths_stand_in_the_history(autojump_clock: MockClock):
 
 
 @pytest.mark.parametrize("operation", ["fan_out", "fan_out_settled"])
-async def test_fan_out_children_register_their_compensations_again(operation: str, autojump_clock: MockClock):
+def test_fan_out_children_register_their_compensations_again(operation: str):
     """
     Children done run over their memos to register what undoes them, and the body sees the recorded results meanwhile.
     """
@@ -1221,24 +1204,17 @@ async def test_fan_out_children_register_their_compensations_again(operation: st
         await ctx.step("last", work.do, "last")
         raise ValueError
 
-    undone: set[str] = set()
+    async def run(engine: memable.Engine) -> bool:
+        return isinstance(await bring_to_end(engine), memable.Failed)
 
-    def check(records: list[InstanceRecord]) -> None:
-        work.clear()
-        undone.clear()
-        undone.update(record.path for record in records if isinstance(record, StepCompleted))
-
-    async def run(engine: memable.Engine) -> None:
-        assert isinstance(await bring_to_end(engine), memable.Failed)
-        expected = {f"undo{item}" for item in (0, 2) if f"fan/{item}/undo" not in undone}
-        assert {name for name in work.calls if name.startswith("undo")} == expected
-        undone.update(("fan/0/undo", "fan/2/undo"))
-
-    assert await crash_everywhere(run, [workflow], check) > 8
+    schedules = explore(run, [workflow], expected=True, again=["children"])
+    assert len(schedules) > 20
+    undone = {f"w/i: fan/{item}/undo" for item in (0, 2)}
+    assert all({name for name in one.executions if name.endswith("undo")} == undone for one in schedules)
     assert all(results == ["0", "1", "2"] for results in seen)
 
 
-async def test_fan_out_that_failed_lets_its_children_register_their_compensations(autojump_clock: MockClock):
+def test_fan_out_that_failed_lets_its_children_register_their_compensations():
     """
     Children of a fan-out that failed are undone, too: those done, the one that failed, and those it has cancelled.
     """
@@ -1255,13 +1231,14 @@ async def test_fan_out_that_failed_lets_its_children_register_their_compensation
     async def workflow(ctx: memable.Context) -> None:
         await ctx.fan_out("fan", child, range(3))
 
-    async def run(engine: memable.Engine) -> None:
+    async def run(engine: memable.Engine) -> str:
         state = await bring_to_end(engine)
         assert isinstance(state, memable.Failed)
-        assert state.error.type == "memable.ChildFailedError"
+        return state.error.type
 
-    assert await crash_everywhere(run, [workflow]) > 5
-    assert set(work.calls) == {"undo0", "undo1", "undo2"}
+    schedules = explore(run, [workflow], expected="memable.ChildFailedError", again=["children"])
+    assert len(schedules) > 20
+    assert all(set(one.executions) == {f"w/i: fan/{item}/undo" for item in range(3)} for one in schedules)
 
 
 # Scale -----------------------------------------------------------------------------------------------------------

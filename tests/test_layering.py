@@ -183,6 +183,7 @@ LEVELS = {
         "_testing._outside",
         "_testing._virtual_time",
         "_testing._crash_plan",
+        "_testing._places",
         "_testing._effects",
         "_testing._faulty_steps",
         "_testing._happenings",

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from memable._testing._outside import bring_back, check_outside, take_down
+from memable._testing._outside import bring_back, take_all_down, take_down
 
 
 @attrs.define
@@ -77,7 +77,7 @@ def test_outside_is_brought_back_again_and_again(make: type[Any]):
     """
     What was taken down stays as it was, however often it is brought back and changed.
     """
-    (one,) = check_outside([make()])
+    ((one, _),) = take_all_down([make()], "outside")
     kept = take_down(one)
     before = repr(vars(one)) if make is Plain else repr(one)
     for _ in range(2):
@@ -93,4 +93,4 @@ def test_outside_refuses_what_holds_nothing(one: object):
     What cannot hold anything else later is refused.
     """
     with pytest.raises(TypeError, match="outside= takes Effects, dicts, lists, sets and objects with attributes"):
-        check_outside([one])
+        take_all_down([one], "outside")

@@ -207,3 +207,88 @@ def test_upgrade_replays_a_recipe():
     report = explore_upgrade(old, new, only=problem.recipe)
     assert [one.message for one in report.problems] == [problem.message]
     assert len(report.schedules) == 1
+
+
+def test_upgrade_reports_a_parameter_without_a_default():
+    """
+    A new parameter without a default leaves what is in flight Blocked.
+    """
+
+    @memable.workflow(name="w")
+    async def old(ctx: memable.Context, day: str) -> str:
+        return await ctx.step("a", text)
+
+    @memable.workflow(name="w")
+    async def new(ctx: memable.Context, day: str, language: str) -> str:
+        return await ctx.step("a", text)
+
+    report = explore_upgrade(old, new, "mon")
+    assert "blocked" in {one.kind for one in report.problems}
+
+
+def test_upgrade_reports_what_the_new_code_fails_at():
+    """
+    New code that fails where the old code would have come to its end is a problem.
+    """
+
+    async def fail() -> None:
+        raise ConnectionError("down")
+
+    report = explore_upgrade(version("w", ("a", one)), version("w", ("a", one), ("b", fail)))
+    assert [one.kind for one in report.problems] == ["different-results"]
+    assert "failed" in report.problems[0].message
+    assert len(report.results) > 1
+
+
+def test_upgrade_reports_instances_that_nobody_runs_any_more():
+    """
+    A detached child whose workflow the new code does not have is left behind.
+    """
+
+    @memable.workflow
+    async def slow(ctx: memable.Context) -> None:
+        await ctx.sleep("long", 200_000)
+
+    @memable.workflow(name="p")
+    async def old(ctx: memable.Context) -> str:
+        return await ctx.start("c", slow)
+
+    @memable.workflow(name="p")
+    async def new(ctx: memable.Context) -> str:
+        return "x"
+
+    async def scenario(engine: memable.Engine) -> memable.WorkflowState:
+        return await (await engine.invoke("p", instance_id="i")).wait()
+
+    report = explore_upgrade([old, slow], [new], scenario=scenario)
+    assert "left-behind" in {one.kind for one in report.problems}
+
+
+def test_assert_replays_finds_keys_from_the_clock():
+    """
+    The second run is a later one, so a key that is made from the time differs.
+    """
+
+    @memable.workflow
+    async def hourly(ctx: memable.Context) -> int:
+        return await ctx.step(f"fetch-{time.time():.0f}", one)
+
+    with pytest.raises(AssertionError, match=r"it executes 'fetch-.*' again"):
+        assert_replays(hourly)
+
+
+def test_order_independent_ignores_what_it_is_told_to():
+    """
+    The value of a step that reads the clock may be left out.
+    """
+
+    async def now() -> float:
+        return time.time()
+
+    @memable.workflow
+    async def dated(ctx: memable.Context) -> None:
+        await ctx.step("now", now)
+
+    with pytest.raises(AssertionError, match="key 'now'"):
+        assert_order_independent(dated)
+    assert_order_independent(dated, ignore=["now"])

@@ -445,7 +445,8 @@ async def _attempt(run: Run, path: str, step: Step, annotation: Any, attempt: in
         run.services.observer.on_executed(run, path, attempt)
     try:
         value = await (_call(run, path, step) if step.timeout is None else _call_in_time(run, path, step, attempt))
-        if run.services.observer is not None:
+        if run.services.observer is not None and not step.once:
+            # An effect that must not repeat is never cancelled.
             run.services.observer.on_finished(run, path)
     except Exception as exc:  # noqa: BLE001 - a step may fail with anything
         return await _judge(run, path, step, exc, attempt)

@@ -4,28 +4,20 @@ Counts what happens in the world outside: calls of services, mails, payments, as
 
 from __future__ import annotations
 
-import ast
 import functools
-import linecache
-import os
-import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
-from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 import attrs
 
 from .._run import current_run, current_step
 from ._outside import Restorable
+from ._places import find_block, find_frame, find_place
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-#: Files of memable's own, which are not where a user's effect happens.
-_OWN = str(Path(__file__).parent.parent)
 
 
 @attrs.frozen
@@ -125,7 +117,7 @@ class Effects:
             idempotency_key=idempotency_key,
             is_repetition=is_repetition,
             block=find_block(frame.f_code.co_filename, frame.f_lineno),
-            place=describe_place(frame),
+            place=find_place(),
         )
         self._recorded = (*self._recorded, effect)
         if listener is not None:
@@ -237,45 +229,3 @@ def describe_origin(instance: str | None, step: str | None) -> str:
     if instance is None:
         return "no workflow"
     return f"workflow {instance} outside a step" if step is None else f"step {step!r} of {instance}"
-
-
-def find_frame() -> FrameType:
-    """
-    Return the frame of the user's code that is being executed.
-    """
-    frame = sys._getframe(1)  # noqa: SLF001 - the way to it that costs least
-    while frame.f_code.co_filename.startswith(_OWN) and frame.f_back is not None:
-        frame = frame.f_back
-    return frame
-
-
-def describe_place(frame: FrameType) -> str:
-    """
-    Return a line of code as ``file:line, in function``.
-    """
-    # Not by way of a Path, which takes as long as all the rest of what is noted of a key.
-    return f"{frame.f_code.co_filename.rpartition(os.sep)[2]}:{frame.f_lineno}, in {frame.f_code.co_name}"
-
-
-@functools.lru_cache(maxsize=256)
-def find_block(filename: str, line: int) -> Literal["except", "finally"] | None:
-    """
-    Tell whether a line of code stands in an ``except`` or ``finally`` block, as far as its source is there to read.
-    """
-    try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
-    except SyntaxError:
-        return None
-    found: Literal["except", "finally"] | None = None
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Try, ast.TryStar)):
-            # Walked from the outside in: the innermost block is the one that counts.
-            if _stands_in(node.finalbody, line):
-                found = "finally"
-            elif any(_stands_in(handler.body, line) for handler in node.handlers):
-                found = "except"
-    return found
-
-
-def _stands_in(block: Sequence[ast.stmt], line: int) -> bool:
-    return any(one.lineno <= line <= (one.end_lineno or one.lineno) for one in block)

@@ -9,22 +9,24 @@ things that go wrong, over a model of the disk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, TypedDict, TypeVar, Unpack
 
+import attrs
 import cattrs
 import trio
 
 from .._definition import Workflow
 from .._engine import Engine
-from .._numbers import is_count
+from .._numbers import is_count, is_number
 from .._open import DEFAULT_MAX_VALUE_BYTES, Surroundings
 from .._retry import RetryPolicy
 from .._values._codec import Codec
 from ._crash_plan import CrashPlan, as_plan
 from ._findings import PROBLEM_KINDS, ProblemKind
 from ._life import BEGINS_AT_UNIX_S, Moment, Points, Setting, quiet
-from ._outside import check_outside, take_down
+from ._outside import take_all_down
 from ._report import CrashReport
 from ._schedules import Explorer, problems_of
 from ._simulated_disk import SimulatedDisk
@@ -55,6 +57,7 @@ def explore_crashes(
     *,
     workflows: Iterable[Workflow[..., Any]],
     outside: Iterable[object] = (),
+    memory: Iterable[object] = (),
     check: Callable[[T], object] | None = None,
     depth: int = 1,
     stops: bool = True,
@@ -80,6 +83,8 @@ def explore_crashes(
         workflows: The workflows to register.
         outside: Objects that stand for the world outside: what they hold survives the process, and begins anew with
             each schedule. ``Effects`` need not be named; lists, dicts, sets and objects with attributes do.
+        memory: Objects that die with the process, such as the caches of a module: each process begins with what they
+            hold now.
         check: Called with what the scenario has returned, at the end of each schedule; what it raises is a problem.
         depth: How often the process may die in one schedule. The number of schedules grows with its power.
         stops: Whether the process is also stopped in order.
@@ -116,15 +121,19 @@ def explore_crashes(
         ['effect-repeated']
     """
     setting = make_setting(scenario, workflows, options, points=points, seed=seed)
-    check_numbers(depth=depth, max_schedules=max_schedules)
+    check_numbers(depth=depth)
+    check_numbers(least=1, max_schedules=max_schedules)
     check_kinds(allow)
-    explorer = Explorer((setting,), make_start(outside), float(downtime), check)
-    if only is None:
-        with quiet():
-            explorer.explore(depth, max_schedules, stops=stops)
-    else:
-        explorer.run_one(as_plan(only))
-    explorer.reset()
+    setting = attrs.evolve(setting, memory=take_all_down(memory, "memory"))
+    explorer = Explorer((setting,), make_start(outside), check_downtime(downtime), check)
+    try:
+        if only is None:
+            with quiet():
+                explorer.explore(depth, max_schedules, stops=stops)
+        else:
+            run_only(explorer, only)
+    finally:
+        explorer.reset()
     return CrashReport(
         schedules=tuple(explorer.schedules),
         problems=problems_of(explorer, allow),
@@ -138,7 +147,7 @@ def make_start(outside: Iterable[object]) -> Moment:
     """
     return Moment(
         disk=SimulatedDisk(),
-        outside=tuple((one, take_down(one)) for one in check_outside(outside)),
+        outside=take_all_down(outside, "outside"),
         at_unix_s=BEGINS_AT_UNIX_S,
     )
 
@@ -183,13 +192,38 @@ def make_setting(
     )
 
 
-def check_numbers(**numbers: object) -> None:
+def check_numbers(least: int = 0, **numbers: object) -> None:
     """
     Refuse what is not a count.
     """
     for name, number in numbers.items():
-        if not is_count(number, least=0):
-            raise ValueError(f"{name} must be an int, at least 0, not {number!r}")
+        if not is_count(number, least=least):
+            raise ValueError(f"{name} must be an int, at least {least}, not {number!r}")
+
+
+def check_downtime(downtime: object) -> float:
+    """
+    Return a number of seconds that may pass, or refuse it.
+    """
+    if not is_number(downtime) or not 0 <= downtime < math.inf:
+        raise ValueError(f"downtime must be a number of seconds, at least 0, not {downtime!r}")
+    return float(downtime)
+
+
+def run_only(explorer: Explorer, only: CrashPlan | str) -> None:
+    """
+    Run one schedule.
+
+    Raises:
+        ValueError: It is a recipe of another scenario, or of other options: there is no such moment.
+    """
+    plan = as_plan(only)
+    explorer.run_one(plan)
+    if isinstance(only, str) and explorer.schedules[-1].plan != plan:
+        raise ValueError(
+            f"there is no schedule {only!r}: the process comes to its end before; give the scenario and the options "
+            f"(points=, seed=, downtime=...) that the recipe was found with"
+        )
 
 
 def check_kinds(allow: Collection[str]) -> None:

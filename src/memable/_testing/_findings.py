@@ -24,8 +24,11 @@ from .._records import StepCompleted
 from ._effects import Effect
 from ._happenings import (
     EffectHappened,
+    EndRecorded,
     Happening,
     KeyAsked,
+    LifeBegun,
+    RunBegun,
     RunEnded,
     StepExecuted,
     StepReturnedLate,
@@ -33,6 +36,8 @@ from ._happenings import (
 )
 
 ProblemKind = Literal[
+    "scenario-raises",
+    "left-behind",
     "different-results",
     "never-finishes",
     "blocked",
@@ -45,6 +50,9 @@ ProblemKind = Literal[
 """
 What may be wrong:
 
+- ``scenario-raises``: the scenario raised without any crash, or after an upgrade, something else than that a workflow
+  failed, was cancelled or is blocked.
+- ``left-behind``: an instance goes on whose workflow the new code does not have.
 - ``different-results``: the scenario returned or raised something else than without a crash.
 - ``never-finishes``: it neither returned nor raised.
 - ``blocked``: an instance was Blocked at the end.
@@ -56,6 +64,8 @@ What may be wrong:
 """
 
 PROBLEM_KINDS: tuple[ProblemKind, ...] = (
+    "scenario-raises",
+    "left-behind",
     "effect-outside-step",
     "effect-repeated",
     "key-differs",
@@ -112,6 +122,7 @@ def find_problems(
     happenings: Sequence[Happening],
     journals: Mapping[str, Journal],
     values: Mapping[tuple[str, str], Encoded],
+    expected: Collection[tuple[str, str, str]] = (),
 ) -> list[Finding]:
     """
     Return what is wrong with one schedule.
@@ -119,14 +130,16 @@ def find_problems(
     Args:
         happenings: What happened in it.
         journals: What is recorded at its end, by instance.
-        values: What steps returned where nothing was cancelled, encoded, by instance and path.
+        values: What steps returned where nothing was cancelled, encoded, by instance and path: of those that always
+            return the same.
+        expected: What ``effects_of_steps`` says where nothing goes wrong.
     """
     return [
         *_effects_outside(happenings),
         *_effects_repeated(happenings),
         *_keys_differing(happenings),
         *_blocked(happenings, journals),
-        *_swallowed(happenings, journals, values),
+        *_swallowed(happenings, journals, values, expected),
     ]
 
 
@@ -151,11 +164,22 @@ def describe_keys(paths: Sequence[str]) -> str:
     return told + (f" and {more} more" if more > 0 else "")
 
 
-def late_steps(happenings: Iterable[Happening]) -> set[tuple[str, str]]:
+def late_steps(happenings: Iterable[Happening]) -> dict[tuple[str, str], None]:
     """
     Return instance and path of the steps that returned though they had been cancelled.
     """
-    return {(one.instance, one.path) for one in happenings if isinstance(one, StepReturnedLate)}
+    return dict.fromkeys((one.instance, one.path) for one in happenings if isinstance(one, StepReturnedLate))
+
+
+def effects_of_steps(happenings: Iterable[Happening]) -> frozenset[tuple[str, str, str]]:
+    """
+    Return what steps did in the world outside, by instance, path and what it is.
+    """
+    return frozenset(
+        (one.effect.instance, one.effect.step, one.effect.name)
+        for one in happenings
+        if isinstance(one, EffectHappened) and one.effect.instance is not None and one.effect.step is not None
+    )
 
 
 # Effects ---------------------------------------------------------------------------------------------------------
@@ -184,25 +208,43 @@ def _effects_outside(happenings: Iterable[Happening]) -> Iterator[Finding]:
 
 
 def _effects_repeated(happenings: Iterable[Happening]) -> Iterator[Finding]:
-    counts: Counter[tuple[str, str, str]] = Counter()
-    places: dict[tuple[str, str, str], str] = {}
-    for effect in _effects(happenings):
-        if effect.instance is not None and effect.step is not None and not effect.is_repetition:
-            subject = (effect.instance, effect.step, effect.name)
-            counts[subject] += 1
-            places[subject] = effect.place
-    for (instance, step, name), count in counts.items():
-        if count > 1:
-            place = places[instance, step, name]
+    executions: Counter[tuple[str, str]] = Counter()
+    # What each execution of a step did, by what and in which generation.
+    done: dict[tuple[str, str, str, str | None], dict[int, list[Effect]]] = {}
+    for one in happenings:
+        if isinstance(one, StepExecuted):
+            executions[one.instance, one.path] += 1
+        elif isinstance(one, EffectHappened):
+            effect = one.effect
+            if effect.instance is not None and effect.step is not None:
+                subject = (effect.instance, effect.step, effect.name, effect.step_id)
+                number = executions[effect.instance, effect.step]
+                done.setdefault(subject, {}).setdefault(number, []).append(effect)
+    for (instance, step, name, _), by_execution in done.items():
+        effects = [effect for group in by_execution.values() for effect in group if not effect.is_repetition]
+        if _is_repeated(by_execution.values()):
             yield Finding(
                 "effect-repeated",
                 instance,
                 step,
                 name,
-                f"step {step!r} of {instance} lets {name!r} happen {count} times, at {place}: a step whose process "
-                f"dies before its outcome is recorded runs again; give the service an idempotency key "
+                f"step {step!r} of {instance} lets {name!r} happen {len(effects)} times, at {effects[-1].place}, in "
+                f"{len(by_execution)} executions: a step that fails is tried again, and so is one whose process dies "
+                f"before its outcome is recorded; give the service an idempotency key "
                 f"(ctx.step_id({step.rpartition('/')[2]!r})), or use once=True with a probe",
             )
+
+
+def _is_repeated(executions: Collection[Sequence[Effect]]) -> bool:
+    """
+    Tell whether an execution of a step did again what another one had done.
+
+    In one execution it may do the same for several things, and the next one for those that are left. But together they
+    do not know more things than one of them alone.
+    """
+    unkeyed = sum(any(effect.idempotency_key is None for effect in group) for group in executions)
+    keys = [{effect.idempotency_key for effect in group} - {None} for group in executions]
+    return unkeyed > 1 or len(set[str | None]().union(*keys)) > max(map(len, keys))
 
 
 # Keys ------------------------------------------------------------------------------------------------------------
@@ -214,7 +256,27 @@ def _finished_runs(happenings: Iterable[Happening]) -> dict[str, int]:
 
 
 def _asked(happenings: Iterable[Happening], instance: str) -> list[KeyAsked]:
-    return [one for one in happenings if isinstance(one, KeyAsked) and one.instance == instance]
+    """Return what was asked for since the instance was last at an end: a resume forgets what failed, or is told to."""
+    asked: list[KeyAsked] = []
+    borders = [0]
+    ended: int | None = None
+    for one in happenings:
+        match one:
+            case LifeBegun():
+                # Had its end been recorded, nothing would have run again by itself.
+                ended = None
+            case RunEnded(instance=name, run=run, is_unwound=False) if name == instance:
+                ended = run
+            case EndRecorded(instance=name) | RunBegun(instance=name) if name == instance and ended is not None:
+                borders.append(ended)
+                ended = None
+            case KeyAsked(instance=name) if name == instance:
+                asked.append(one)
+            case _:
+                pass
+    last = max((one.run for one in asked), default=0)
+    began = max((border for border in borders if border < last), default=0)
+    return [one for one in asked if one.run > began]
 
 
 def _missing(asked: Sequence[KeyAsked], last: Collection[str], finished: int) -> list[str]:
@@ -311,6 +373,7 @@ def _swallowed(
     happenings: Sequence[Happening],
     journals: Mapping[str, Journal],
     values: Mapping[tuple[str, str], Encoded],
+    effects: Collection[tuple[str, str, str]],
 ) -> Iterator[Finding]:
     for one in happenings:
         if isinstance(one, Swallowed):
@@ -335,4 +398,15 @@ def _swallowed(
                 f"step {path!r} of {instance} swallowed its cancellation and returned something else than it does "
                 f"otherwise, which is recorded now: let trio.Cancelled pass (catch Exception, not BaseException, and "
                 f"no bare except)",
+            )
+    late, done = late_steps(happenings), effects_of_steps(happenings)
+    for instance, path, name in sorted(effects):
+        if (instance, path) in late and (instance, path) in recorded and (instance, path, name) not in done:
+            yield Finding(
+                "cancellation-swallowed",
+                instance,
+                path,
+                name,
+                f"step {path!r} of {instance} swallowed its cancellation and returned without {name!r}, and is "
+                f"recorded as done: let trio.Cancelled pass (catch Exception, not BaseException, and no bare except)",
             )

@@ -95,6 +95,15 @@ class RunEnded:
 
 
 @attrs.frozen
+class EndRecorded:
+    """
+    The end of an instance became durable.
+    """
+
+    instance: str
+
+
+@attrs.frozen
 class EffectHappened:
     """
     Something happened outside.
@@ -104,5 +113,13 @@ class EffectHappened:
 
 
 Happening: TypeAlias = (
-    LifeBegun | RunBegun | KeyAsked | StepExecuted | StepReturnedLate | Swallowed | RunEnded | EffectHappened
+    LifeBegun
+    | RunBegun
+    | KeyAsked
+    | StepExecuted
+    | StepReturnedLate
+    | Swallowed
+    | RunEnded
+    | EndRecorded
+    | EffectHappened
 )

@@ -8,11 +8,13 @@ dead process runs, no ``finally`` block, no destructor, as with SIGKILL.
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import random
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +32,9 @@ from .._states import Cancelled, Completed, Failed
 from .._store._snapshot import read_store
 from ._effects import Effect, Effects, effect_listener
 from ._faulty_steps import FaultyStep
-from ._happenings import EffectHappened, Happening, LifeBegun
+from ._happenings import EffectHappened, EndRecorded, Happening, LifeBegun
 from ._outside import Restorable, bring_back, take_down
+from ._places import find_task_place
 from ._scheduling import seeded_scheduling
 from ._simulated_disk import SimulatedDisk, SimulatedFile, lose_all
 from ._simulated_store import DIRECTORY, store_on
@@ -40,14 +43,16 @@ from ._watched_disk import Call, WatchedDisk
 from ._watching import Watcher
 from ._written_records import describe_write, find_ends
 
-#: When every scenario begins: 2026-01-01 00:00 UTC. Any time would do, as long as it is always the same.
-BEGINS_AT_UNIX_S = 1_767_225_600.0
+#: When every scenario begins: half a minute before 2026 (UTC), so that the first restart crosses a day, and a year.
+BEGINS_AT_UNIX_S = 1_767_225_570.0
 #: The id of every simulated store, so that ``ctx.step_id`` is the same each time.
 STORE_ID = "5e" * 16
 #: No process comes to it: nothing is put aside.
 NO_MOMENT = -1
 #: A process that has let so many turns of its tasks pass is busy for ever.
-MOST_TURNS = 300_000
+MOST_TURNS = 100_000
+#: So many turns it has to unwind once it is stopped.
+GRACE_TURNS = 10_000
 
 Scenario = Callable[[Engine], Awaitable[Any]]
 "What the process does with its engine."
@@ -102,12 +107,18 @@ class Outcome:
     """
 
     kind: Literal["returned", "raised", "stuck", "busy", "stopped"]
-    value: Any = None
+    value: Any = attrs.field(default=None, eq=False)
     "What the scenario returned."
     exc: BaseException | None = attrs.field(default=None, eq=False)
     "What left the engine's block."
     text: str = ""
     "What it raised, or where it is stuck."
+
+    def is_like(self, other: Outcome) -> bool:
+        """
+        Tell whether two outcomes are the same, as far as their values can be compared.
+        """
+        return self == other and _are_alike(self.value, other.value)
 
 
 @attrs.frozen
@@ -148,8 +159,14 @@ class Setting:
     points: Points
     stuck_after_s: float
     seed: int
+    memory: tuple[tuple[object, object], ...] = ()
+    "What every process begins with anew, each object with its state."
     adopted: dict[int, tuple[Restorable, object]] = attrs.field(factory=dict)
     "Parts of the world outside that were not named, but announced themselves; and what they held before that."
+
+
+def _do_nothing() -> None:
+    pass
 
 
 @attrs.define
@@ -166,7 +183,7 @@ class _Watch:
     now: Callable[[], float]
     forks: list[Fork] = attrs.field(factory=list)
     count: int = 0
-    stop: Callable[[], None] = attrs.field(default=lambda: None)
+    stop: Callable[[], None] = _do_nothing
     stop_place: str = ""
     place: str = ""
     "What is being written, if it is of interest."
@@ -194,6 +211,7 @@ class _Watch:
         elif call.name == "write":
             if self.place:
                 self.version += 1
+                self.watcher.happenings += [EndRecorded(one) for one in find_ends(call.chunk, self.names)]
                 self._pass(f"after {self.place}", is_write=True)
             self.place = ""
         elif self.setting.points == "calls" and call.name in _CHANGING:
@@ -276,7 +294,7 @@ def live(
     disk = start.disk.copy()
     named = {id(one) for one, _ in start.outside}
     outside = [*start.outside, *(found for key, found in setting.adopted.items() if key not in named)]
-    for one, state in outside:
+    for one, state in (*outside, *setting.memory):
         bring_back(one, state)
     watcher = Watcher((*start.happenings, LifeBegun()))
     clock = MockClock(autojump_threshold=0)
@@ -301,10 +319,37 @@ def live(
         randbits=source.getrandbits,
         run_in_thread=run_inline,
     )
-    with seeded_scheduling(setting.seed):
-        outcome = trio.run(_live, setting, surroundings, watch, clock, clock=clock)
+    companion, overseer = Companion(clock, watch.now), _Overseer(setting.stuck_after_s)
+    with seeded_scheduling(setting.seed), companion.travelling():
+        outcome = trio.run(
+            _live, setting, surroundings, watch, overseer, clock=clock, instruments=[companion, overseer]
+        )
     end = watch.moment(disk.kill())
     return Life(outcome, tuple(watch.forks), watch.count, end, watch.stop_place)
+
+
+#: Where an object is in memory.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Tell whether two values are equal, or look so: NaN does, and objects that know nothing of equality."""
+    # Arrays, for instance, compare item by item.
+    with suppress(Exception):
+        if one is other or bool(one == other):
+            return True
+    try:
+        return _ADDRESS.sub("", repr(one)) == _ADDRESS.sub("", repr(other))
+    except Exception:  # noqa: BLE001 - what cannot be shown differs from everything
+        return False
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy, if one can be made: the scenario may return what stands for the world outside."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - an engine's handle, for instance
+        return value
 
 
 class _Overseer(trio.abc.Instrument):
@@ -323,15 +368,15 @@ class _Overseer(trio.abc.Instrument):
     def stop(self) -> None:
         """Stop the process in order."""
         self._is_stopped = True
+        self._turns = max(self._turns, MOST_TURNS - GRACE_TURNS)
         self.scope.cancel()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         """Count a turn of a task's."""
         self._turns += 1
         if self._turns == MOST_TURNS:
-            self.outcome = Outcome(
-                "busy", text=f"after {MOST_TURNS} turns of its tasks it was still busy in {task.name}"
-            )
+            where = find_task_place(task) or task.name
+            self.outcome = Outcome("busy", text=f"it does not end: it goes on and on in {where}")
             self.scope.cancel()
 
     async def watch(self) -> None:
@@ -342,7 +387,7 @@ class _Overseer(trio.abc.Instrument):
 
     def conclude(self) -> Outcome:
         """Return how it ended."""
-        if self._is_stopped or self.outcome is None:
+        if self.outcome is None or (self._is_stopped and self.outcome.kind != "busy"):
             return Outcome("stopped")
         return self.outcome
 
@@ -388,28 +433,24 @@ async def run_inline(
         return fn(*args)
 
 
-async def _live(setting: Setting, surroundings: Surroundings, watch: _Watch, clock: MockClock) -> Outcome:
+async def _live(setting: Setting, surroundings: Surroundings, watch: _Watch, overseer: _Overseer) -> Outcome:
     begin_virtual_time(watch.now())
     effect_listener.set(watch)
     disk = WatchedDisk(watch.disk, watch.on_call) if watch.is_needed else watch.disk
     store = store_on(disk, _new_id=lambda: STORE_ID)
-    overseer = _Overseer(setting.stuck_after_s)
     watch.stop = overseer.stop
-    trio.lowlevel.add_instrument(overseer)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(overseer.watch)
-            with Companion(clock, watch.now).beside(), overseer.scope:
+            with overseer.scope:
                 async with open_engine_in(
                     surroundings, store, workflows=setting.workflows, **setting.options
                 ) as engine:
                     overseer.engine = engine
-                    overseer.outcome = Outcome("returned", await setting.scenario(engine))
+                    overseer.outcome = Outcome("returned", _copied(await setting.scenario(engine)))
             nursery.cancel_scope.cancel()
     except BaseException as exc:  # noqa: BLE001 - what it means is for the caller to say
         overseer.outcome = _raised(exc)
-    finally:
-        trio.lowlevel.remove_instrument(overseer)
     return overseer.conclude()
 
 

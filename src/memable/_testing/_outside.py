@@ -30,22 +30,30 @@ class Restorable(Protocol):
         ...
 
 
-def check_outside(objects: Iterable[object]) -> tuple[object, ...]:
+def take_all_down(objects: Iterable[object], option: str) -> tuple[tuple[object, object], ...]:
     """
-    Return the objects, all of which can be taken down.
+    Return objects, each with what it holds.
+
+    Args:
+        objects: The objects.
+        option: What they were given as.
 
     Raises:
-        TypeError: One cannot.
+        TypeError: One cannot be taken down, or what it holds cannot be copied.
     """
-    kept = tuple(objects)
-    for one in kept:
+    kept: list[tuple[object, object]] = []
+    for one in objects:
         known = isinstance(one, (Restorable, MutableMapping, MutableSequence, MutableSet)) or _has_attributes(one)
         if not known or isinstance(one, type):
             raise TypeError(
-                f"outside= takes Effects, dicts, lists, sets and objects with attributes, whose state can be taken "
+                f"{option}= takes Effects, dicts, lists, sets and objects with attributes, whose state can be taken "
                 f"down and brought back, not {one!r}"
             )
-    return kept
+        try:
+            kept.append((one, take_down(one)))
+        except Exception as exc:
+            raise TypeError(f"{option}= cannot copy what {one!r} holds: {type(exc).__name__}: {exc}") from exc
+    return tuple(kept)
 
 
 def take_down(one: object) -> object:
@@ -69,7 +77,9 @@ def bring_back(one: Any, state: Any) -> None:
     # What is brought back once may be brought back again.
     state = copy.deepcopy(state)
     if isinstance(one, MutableSequence):
-        one[:] = state
+        # Not by a slice: a deque has none.
+        one.clear()
+        one.extend(state)
         return
     if isinstance(one, MutableMapping):
         one.clear()

@@ -5,7 +5,7 @@ What an exploration of crashes has found, as values and as text.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import attrs
 
@@ -16,6 +16,8 @@ from ._life import Outcome
 
 T = TypeVar("T")
 
+#: Of a value so many characters are printed.
+_LONGEST_VALUE = 300
 #: So many problems are printed; there may be as many as schedules.
 _MOST_PRINTED = 10
 
@@ -139,15 +141,7 @@ class CrashReport(Generic[T]):
         """
         How the scenario ended, over all schedules; the one without a crash comes first.
         """
-        found: list[Result] = []
-        for schedule in self.schedules:
-            for index, known in enumerate(found):
-                if known.outcome == schedule.outcome:
-                    found[index] = attrs.evolve(known, count=known.count + 1)
-                    break
-            else:
-                found.append(Result(schedule.outcome, 1, schedule.recipe))
-        return tuple(found)
+        return results_of(self.schedules)
 
     @property
     def unfinished(self) -> tuple[Schedule[T], ...]:
@@ -195,12 +189,36 @@ class CrashReport(Generic[T]):
         """
         lines = [describe_report(self.schedules, self.problems, is_exhaustive=self.is_exhaustive)]
         lines.append("results:")
-        lines += [f"  {one.count:>5} x {describe_outcome(one.outcome)}" for one in self.results]
+        lines += describe_results(self.results)
         repeated = {name: often for name, often in self.executions.items() if often > 1}
         if repeated:
             lines.append("executed more than once in one schedule, at most:")
             lines += [f"  {often:>5} x {name}" for name, often in sorted(repeated.items())]
         return "\n".join(lines)
+
+
+def results_of(schedules: Iterable[Schedule[Any]]) -> tuple[Result, ...]:
+    """
+    Return how scenarios ended, the first one first.
+    """
+    found: list[Result] = []
+    for schedule in schedules:
+        for index, known in enumerate(found):
+            if known.outcome.is_like(schedule.outcome):
+                found[index] = attrs.evolve(known, count=known.count + 1)
+                break
+        else:
+            found.append(Result(schedule.outcome, 1, schedule.recipe))
+    return tuple(found)
+
+
+def describe_results(results: Sequence[Result]) -> list[str]:
+    """
+    Return a line for each result, if they are not too many.
+    """
+    lines = [f"  {one.count:>5} x {describe_outcome(one.outcome)}" for one in results[:_MOST_PRINTED]]
+    more = len(results) - _MOST_PRINTED
+    return lines if more <= 0 else [*lines, f"  ... and {more} others"]
 
 
 def describe_report(schedules: Sequence[object], problems: Sequence[Problem], *, is_exhaustive: bool) -> str:
@@ -209,7 +227,7 @@ def describe_report(schedules: Sequence[object], problems: Sequence[Problem], *,
     """
     more = "" if is_exhaustive else " (there are more: raise max_schedules)"
     told = "no problems" if not problems else f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    lines = [f"{len(schedules)} schedules{more}, {told}"]
+    lines = [f"{len(schedules)} schedule{'s' if len(schedules) != 1 else ''}{more}, {told}"]
     lines += [f"{number}. {problem}" for number, problem in enumerate(problems[:_MOST_PRINTED], 1)]
     if len(problems) > _MOST_PRINTED:
         lines.append(f"... and {len(problems) - _MOST_PRINTED} more")
@@ -222,13 +240,21 @@ def describe_outcome(outcome: Outcome) -> str:
     """
     match outcome.kind:
         case "returned":
-            return f"returned {outcome.value!r}"
+            return f"returned {_shown(outcome.value)}"
         case "raised":
             return f"raised {outcome.text}"
         case "stopped":
             return "stopped"
         case _:
             return f"{outcome.kind}: {outcome.text}"
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as exc:  # noqa: BLE001 - a report is printed whatever the value is
+        text = f"a {type(value).__name__} whose repr raises {type(exc).__name__}"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def _collect(pairs: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:

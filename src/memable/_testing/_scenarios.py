@@ -12,7 +12,13 @@ import trio
 
 from .._definition import Workflow
 from .._engine import Engine
-from .._errors import WorkflowBlockedError, WorkflowCancelledError, WorkflowFailedError
+from .._errors import (
+    InstanceNotFoundError,
+    TypeMismatchError,
+    WorkflowBlockedError,
+    WorkflowCancelledError,
+    WorkflowFailedError,
+)
 from .._states import WorkflowState
 
 #: The id of its instance.
@@ -27,10 +33,14 @@ def scenario_of(workflow: Workflow[..., Any], args: tuple[object, ...]) -> Calla
     """
 
     async def bring_to_end(engine: Engine) -> WorkflowState:
-        # By its name: after an upgrade, another definition has it.
-        invocation = await engine.invoke(workflow.name, *args, instance_id=INSTANCE_ID)
+        # By its name: after an upgrade, another definition has it, which may take other arguments.
+        try:
+            invocation = await engine.get(workflow.name, INSTANCE_ID)
+        except InstanceNotFoundError:
+            invocation = await engine.invoke(workflow.name, *args, instance_id=INSTANCE_ID)
         with (
-            suppress(WorkflowFailedError, WorkflowCancelledError, WorkflowBlockedError),
+            # The last: what old code has returned need not be of the type that new code returns.
+            suppress(WorkflowFailedError, WorkflowCancelledError, WorkflowBlockedError, TypeMismatchError),
             trio.move_on_after(PATIENCE_S),
         ):
             await invocation.result()

@@ -5,17 +5,23 @@ Runs the schedules of an exploration: lives one after the other, those in which 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import attrs
 
 from .._encoded import Encoded
+from .._errors import WorkflowBlockedError, WorkflowCancelledError, WorkflowFailedError
+from .._states import Cancelled, Failed
 from ._crash_plan import Crash, CrashPlan
-from ._findings import PROBLEM_KINDS, Finding, find_problems, late_steps, values_in
-from ._life import Fork, Life, Moment, Outcome, Setting, live
+from ._findings import PROBLEM_KINDS, Finding, effects_of_steps, find_problems, late_steps, values_in
+from ._happenings import EndRecorded, LifeBegun
+from ._life import Fork, Life, Moment, Outcome, Setting, live, quiet
 from ._outside import bring_back
 from ._report import Problem, Schedule, describe_outcome
+
+#: What a scenario may raise: it waited for an instance that did not end well.
+_ENDINGS = (WorkflowFailedError, WorkflowCancelledError, WorkflowBlockedError)
 
 
 @attrs.frozen
@@ -53,6 +59,12 @@ class Explorer:
     pending: deque[_Task] = attrs.field(factory=deque)
     values: dict[tuple[str, str], Encoded] = attrs.field(factory=dict)
     "What steps returned when nothing was cancelled, by instance and path."
+    unsteady: set[tuple[str, str]] = attrs.field(factory=set)
+    "Those of them that do not always return the same."
+    effects: frozenset[tuple[str, str, str]] = frozenset()
+    "What steps did in the world outside where nothing went wrong."
+    expected: Outcome | None = None
+    "How the scenario ended then."
 
     def explore(self, depth: int, max_schedules: int, *, stops: bool, passivates: bool = True) -> None:
         """
@@ -82,6 +94,10 @@ class Explorer:
         """
         Run one schedule.
         """
+        if plan.crashes or plan.passivates:
+            # What nothing goes wrong in is what this one is compared with.
+            with quiet():
+                self._run(CrashPlan(), (), self.start, forks=False, is_reported=False)
         start, places = self.start, list[str]()
         for index, crash in enumerate(plan.crashes):
             so_far = attrs.evolve(plan, crashes=plan.crashes[:index])
@@ -97,7 +113,7 @@ class Explorer:
                 plan = attrs.evolve(plan, crashes=plan.crashes[:index])
                 break
             places.append(place)
-            start = self._after(found)
+            start = self.after(found)
         self._run(plan, tuple(places), start, forks=False)
 
     def _branches(self, task: _Task, life: Life, *, stops: bool) -> Iterable[_Task]:
@@ -110,35 +126,74 @@ class Explorer:
 
     def _branch(self, task: _Task, fork: Fork) -> _Task:
         plan = task.plan.followed_by(Crash(fork.number))
-        return _Task(plan, (*task.places, fork.place), self._after(fork.moment), task.depth - 1)
+        return _Task(plan, (*task.places, fork.place), self.after(fork.moment), task.depth - 1)
 
     def _stop_and_run(self, task: _Task, stop_at: int) -> None:
         before = attrs.evolve(task.plan, crashes=task.plan.crashes[:-1])
         life = live(self._setting_for(before), task.start, stop_at=stop_at, forks=False, entropy=str(before))
-        self._run(task.plan, task.places, self._after(life.end), forks=False)
+        self._run(task.plan, task.places, self.after(life.end), forks=False)
+        if life.outcome.kind == "busy":
+            told = f"the process was cancelled, and {life.outcome.text}: let trio.Cancelled pass"
+            self.findings[-1].append(Finding("cancellation-swallowed", None, None, life.outcome.text, told))
 
-    def _run(self, plan: CrashPlan, places: tuple[str, ...], start: Moment, *, forks: bool) -> Life:
+    def _run(
+        self, plan: CrashPlan, places: tuple[str, ...], start: Moment, *, forks: bool, is_reported: bool = True
+    ) -> Life:
         """Run the last life of a schedule, and find out what is wrong with the whole."""
         life = live(self._setting_for(plan), start, forks=forks, entropy=str(plan))
-        schedule = Schedule[Any](plan, places, life.outcome, life.end.happenings)
-        late = late_steps(schedule.happenings)
+        # An end that nothing follows is no news, and only looked for where somebody branches.
+        happenings = life.end.happenings
+        last = max(index for index, one in enumerate(happenings) if isinstance(one, LifeBegun))
+        told = (*happenings[:last], *(one for one in happenings[last:] if not isinstance(one, EndRecorded)))
+        schedule = Schedule[Any](plan, places, life.outcome, told)
         recorded = values_in(life.journals)
-        self.values = {**{key: value for key, value in recorded.items() if key not in late}, **self.values}
-        findings = find_problems(schedule.happenings, life.journals, self.values)
-        findings.extend(self._judge_outcome(life.outcome))
+        self._learn(schedule, recorded)
+        if not is_reported:
+            return life
+        steady = {key: value for key, value in self.values.items() if key not in self.unsteady}
+        findings = find_problems(schedule.happenings, life.journals, steady, self.effects)
+        findings.extend(self._judge_outcome(schedule))
+        findings.extend(self._left_behind(plan, life))
         self.schedules.append(schedule)
         self.recorded.append(recorded)
         self.findings.append(findings)
         return life
 
-    def _judge_outcome(self, outcome: Outcome) -> Iterable[Finding]:
+    def _learn(self, schedule: Schedule[Any], recorded: Mapping[tuple[str, str], Encoded]) -> None:
+        """Take note of what happens where nothing is cancelled, and first of all where nothing goes wrong."""
+        if self.expected is None:
+            self.expected = schedule.outcome
+            self.effects = effects_of_steps(schedule.happenings)
+        late = late_steps(schedule.happenings)
+        for key, value in recorded.items():
+            if key not in late and self.values.setdefault(key, value) != value:
+                self.unsteady.add(key)
+
+    def _left_behind(self, plan: CrashPlan, life: Life) -> Iterable[Finding]:
+        """Find instances that go on and whose workflow nobody has any more."""
+        known = {workflow.name for workflow in self._setting_for(plan).workflows}
+        for instance, journal in life.journals.items():
+            name = journal.started.workflow
+            if journal.ending is None and name not in known and plan.crashes:
+                told = f"{instance} goes on, and there is no workflow {name!r} any more: register it until none is left"
+                yield Finding("left-behind", instance, None, "", told)
+
+    def _judge_outcome(self, schedule: Schedule[Any]) -> Iterable[Finding]:
+        outcome, expected = schedule.outcome, self.expected
+        assert expected is not None
         if outcome.kind in {"stuck", "busy"}:
             yield Finding("never-finishes", None, None, outcome.kind, f"the scenario does not finish: {outcome.text}")
             return
-        expected = self.schedules[0].outcome if self.schedules else outcome
-        if self.compares_results and outcome != expected and expected.kind not in {"stuck", "busy"}:
-            told = f"the scenario {describe_outcome(outcome)}, and without a crash it {describe_outcome(expected)}"
+        is_first = not schedule.plan.crashes and not schedule.plan.passivates
+        is_odd = outcome.kind == "raised" and not isinstance(outcome.exc, _ENDINGS)
+        if is_odd and (is_first or (not self.compares_results and not outcome.is_like(expected))):
+            told = f"the scenario {describe_outcome(outcome)}"
+            yield Finding("scenario-raises", None, None, outcome.text, f"{told}; see that it does what a program would")
+        elif self.compares_results and not outcome.is_like(expected) and expected.kind not in {"stuck", "busy"}:
+            told = f"the scenario {describe_outcome(outcome)}; without a crash it {describe_outcome(expected)}"
             yield Finding("different-results", None, None, "", told)
+        elif not self.compares_results and _is_bad_end(outcome) and not _is_bad_end(expected):
+            yield Finding("different-results", None, None, "", f"with the new code, it {describe_outcome(outcome)}")
         if outcome.kind == "returned" and self.check is not None:
             try:
                 self.check(outcome.value)
@@ -151,8 +206,15 @@ class Explorer:
             return setting
         return attrs.evolve(setting, options={**setting.options, "max_parked": 0})
 
-    def _after(self, moment: Moment) -> Moment:
+    def after(self, moment: Moment) -> Moment:
+        """
+        Return what the next process finds.
+        """
         return attrs.evolve(moment, at_unix_s=moment.at_unix_s + self.downtime_s)
+
+
+def _is_bad_end(outcome: Outcome) -> bool:
+    return isinstance(outcome.exc, _ENDINGS) or isinstance(outcome.value, (Failed, Cancelled))
 
 
 def problems_of(explorer: Explorer, allow: Collection[str]) -> tuple[Problem, ...]:

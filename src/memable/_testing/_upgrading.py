@@ -11,12 +11,20 @@ import attrs
 
 from .._definition import Workflow
 from .._engine import Engine
-from ._crash_plan import CrashPlan, as_plan
-from ._exploring import EngineOptions, check_kinds, check_numbers, make_setting, make_start
+from ._crash_plan import CrashPlan
+from ._exploring import (
+    EngineOptions,
+    check_downtime,
+    check_kinds,
+    check_numbers,
+    make_setting,
+    make_start,
+    run_only,
+)
 from ._findings import ProblemKind
 from ._happenings import Happening, KeyAsked, LifeBegun, StepExecuted
 from ._life import quiet
-from ._report import Problem, Schedule, describe_report
+from ._report import Problem, Result, Schedule, describe_report, describe_results, results_of
 from ._scenarios import scenario_of
 from ._schedules import Explorer, problems_of
 
@@ -43,6 +51,13 @@ class UpgradeReport(Generic[T]):
         Return whether nothing is wrong.
         """
         return not self.problems
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """
+        How the scenario ended, over all schedules; first the one in which the old code comes to its end.
+        """
+        return results_of(self.schedules)
 
     @property
     def served(self) -> frozenset[tuple[str, str]]:
@@ -87,6 +102,8 @@ class UpgradeReport(Generic[T]):
         Return the report as text.
         """
         lines = [describe_report(self.schedules, self.problems, is_exhaustive=self.is_exhaustive)]
+        lines.append("results:")
+        lines += describe_results(self.results)
         for told, names in (
             ("served from what the old code has recorded", self.served),
             ("asked for by the new code only", self.added),
@@ -167,22 +184,24 @@ def explore_upgrade(
             f"old and new have no workflow of the same name ({', '.join(one.name for one in (*before, *after))}); "
             f"give both @memable.workflow(name=...) with the name that is recorded"
         )
-    check_numbers(max_schedules=max_schedules)
+    check_numbers(least=1, max_schedules=max_schedules)
     check_kinds(allow)
     setting = make_setting(scenario or scenario_of(common[0], args), before, options, seed=seed)
     explorer = Explorer(
         (setting, attrs.evolve(setting, workflows=after)),
         make_start(outside),
-        float(downtime),
+        check_downtime(downtime),
         check,
         compares_results=False,
     )
-    if only is None:
-        with quiet():
-            explorer.explore(1, max_schedules, stops=stops, passivates=False)
-    else:
-        explorer.run_one(as_plan(only))
-    explorer.reset()
+    try:
+        if only is None:
+            with quiet():
+                explorer.explore(1, max_schedules, stops=stops, passivates=False)
+        else:
+            run_only(explorer, only)
+    finally:
+        explorer.reset()
     # The new code is free to ask for other keys.
     return UpgradeReport(
         schedules=tuple(explorer.schedules),

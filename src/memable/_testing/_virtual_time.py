@@ -54,12 +54,20 @@ class Companion(trio.abc.Instrument):
             self._clock.autojump_threshold = threshold
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
+    def travelling(self) -> Iterator[None]:
         """
-        Accompany it inside the block.
+        Let the system's clock be the virtual one inside the block, which trio runs in with this as an instrument.
         """
         with self._traveller as shown:
             self._shown = shown
+            yield
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """
+        Accompany the clock of the current trio run inside the block.
+        """
+        with self.travelling():
             trio.lowlevel.add_instrument(self)
             try:
                 yield

@@ -10,7 +10,6 @@ import trio
 
 from .._observer import ObservedRun
 from .._related import leaves_of
-from ._effects import describe_place, find_frame
 from ._happenings import (
     Happening,
     KeyAsked,
@@ -20,6 +19,7 @@ from ._happenings import (
     StepReturnedLate,
     Swallowed,
 )
+from ._places import find_place
 
 
 class Watcher:
@@ -52,7 +52,7 @@ class Watcher:
         """
         Take note that the body asks for a path.
         """
-        place = describe_place(find_frame())
+        place = find_place()
         self.happenings.append(
             KeyAsked(
                 _name(run),
@@ -96,10 +96,12 @@ class Watcher:
         """
         self.happenings.append(RunEnded(_name(run), self._numbers.get(run, 0), run.leaving is not None))
         who = (run, trio.lowlevel.current_task())
-        if who not in self._interrupted:
-            return
-        path = self._interrupted.pop(who)
-        if has_returned or (exc is not None and not _has_cancelled(exc)):
+        was_interrupted = who in self._interrupted
+        path = self._interrupted.pop(who, None)
+        # Each operation of its own raises Cancelled then: who returns all the same has swallowed that, or another's.
+        has_gone_on = has_returned and run.leaving in {"stopping", "passivated"}
+        has_turned = was_interrupted and exc is not None and not _has_cancelled(exc)
+        if has_gone_on or has_turned:
             then = "returned" if exc is None else f"raised {type(exc).__name__}"
             self.happenings.append(Swallowed(_name(run), path, then))
 

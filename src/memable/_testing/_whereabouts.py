@@ -5,16 +5,11 @@ Says where a workflow is that neither ends nor waits for anything that memable k
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from types import FrameType
 
 import trio
 
 from .._run import Run, current_run, current_step
-from ._effects import describe_place
-
-#: Files that are none of the user's.
-_NOT_THE_USERS = (str(Path(__file__).parent.parent), str(Path(trio.__file__).parent))
+from ._places import find_task_place
 
 
 def find_whereabouts(workflow_name: str, instance_id: str) -> str | None:
@@ -49,15 +44,5 @@ def _run_of(task: trio.lowlevel.Task) -> Run | None:
 def _describe(task: trio.lowlevel.Task) -> str:
     step = task.context.get(current_step)
     inside = "its body" if step is None else f"step {step.path!r}"
-    place = next((describe_place(frame) for frame in _frames_of(task) if _is_the_users(frame)), None)
+    place = find_task_place(task)
     return inside if place is None else f"{inside}, at {place}"
-
-
-def _frames_of(task: trio.lowlevel.Task) -> list[FrameType]:
-    """Return the frames of a task that does not run, innermost first."""
-    frames = [frame for frame, _ in task.iter_await_frames()]
-    return frames[::-1]
-
-
-def _is_the_users(frame: FrameType) -> bool:
-    return not frame.f_code.co_filename.startswith((*_NOT_THE_USERS, "<"))
