@@ -147,6 +147,33 @@ def test_explore_finds_swallowed_cancellation_of_a_body():
     assert "asked for 'save'" in problem.message
 
 
+def test_explore_finds_swallowed_cancellation_of_a_child_task():
+    """
+    A task of the body's that swallows its cancellation is found, if the body then returns.
+    """
+
+    async def slow(key: str) -> str:
+        await trio.sleep(10)
+        return key
+
+    @memable.workflow
+    async def stubborn(ctx: memable.Context) -> list[str]:
+        found: list[str] = []
+
+        async def fetch(key: str) -> None:
+            try:
+                found.append(await ctx.step(key, slow, key))
+            except BaseException:  # noqa: BLE001 - the bug
+                found.append("nothing")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch, "a")
+            nursery.start_soon(fetch, "b")
+        return sorted(found)
+
+    assert "cancellation-swallowed" in kinds(explore(stubborn))
+
+
 def test_explore_finds_swallowed_cancellation_of_a_step():
     """
     A step that returns something else because it was cancelled is found: its memo is wrong for ever.

@@ -164,7 +164,7 @@ def virtual_clock() -> Any:
     """
     A clock of trio's that jumps ahead whenever all tasks wait; pytest-trio runs the test by it.
 
-    In a test that takes ``memable_engine``, too, the system's clock follows it, from 2026-01-01 00:00 UTC on.
+    In a test that takes ``memable_engine``, too, the system's clock follows it, from half a minute before 2026 (UTC).
     """
     from trio.testing import MockClock  # noqa: PLC0415 - only where a test asks for it
 

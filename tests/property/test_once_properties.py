@@ -169,7 +169,13 @@ def test_effects_happen_once_at_most_whatever_dies(plan: Plan, crashes: CrashPla
             assert set(counts.values()) == {1}
 
     report = explore_crashes(
-        scenario, workflows=[build(plan, effects)], outside=[lives], check=check, only=crashes, allow=["blocked"]
+        scenario,
+        workflows=[build(plan, effects)],
+        outside=[lives],
+        check=check,
+        only=crashes,
+        # What the check says is all that is to hold.
+        allow=["blocked", "different-results"],
     )
     assert report, report
     assert report.schedules[0].outcome.kind == "returned", report

@@ -157,6 +157,10 @@ async def _check(ops: tuple[Op, ...], count: int) -> None:
     assert plan.orphaned == ()
 
 
+def _compensates(ops: tuple[Op, ...]) -> bool:
+    return any(op.kind == "compensate" or _compensates(op.inner) for op in ops)
+
+
 async def _check_changed(ops: tuple[Op, ...], changed: tuple[Op, ...], count: int) -> None:
     # What has ended would not run again.
     crashed = await _crash_at((*ops, Op("step", "end")), count)
@@ -183,6 +187,9 @@ async def _check_changed(ops: tuple[Op, ...], changed: tuple[Op, ...], count: in
             told = [mismatch.error for mismatch in plan.mismatches]
             told += [] if plan.error is None else [plan.error]
             assert (error.type, error.message) in [(one.type, one.message) for one in told]
+        case _ if plan.outcome == "failed":
+            # Its compensations run first, and hang as all steps do here.
+            assert _compensates(changed)
         case _:
             assert (plan.outcome, plan.problems) == (None, ())
             paths = [(miss.path or "").rpartition("/")[2] for miss in plan.misses if miss.outlook == "runs"]

@@ -98,8 +98,8 @@ class Watcher:
         who = (run, trio.lowlevel.current_task())
         was_interrupted = who in self._interrupted
         path = self._interrupted.pop(who, None)
-        # Each operation of its own raises Cancelled then: who returns all the same has swallowed that, or another's.
-        has_gone_on = has_returned and run.leaving in {"stopping", "passivated"}
+        # A cancellation that one of its tasks was told of, the body itself maybe not: somebody has swallowed it.
+        has_gone_on = has_returned and (was_interrupted or any(one is run for one, _ in self._interrupted))
         has_turned = was_interrupted and exc is not None and not _has_cancelled(exc)
         if has_gone_on or has_turned:
             then = "returned" if exc is None else f"raised {type(exc).__name__}"
