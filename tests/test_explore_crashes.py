@@ -365,6 +365,19 @@ def test_explore_lets_memory_die_with_the_process():
     assert explore(careless, outside=[cache])
     report = explore(careless, memory=[cache])
     assert "different-results" in {one.kind for one in report.problems}
+    assert cache == {}
+
+
+def test_explore_finds_keys_from_the_date():
+    """
+    A key with the date in it is found: the first restart crosses a midnight.
+    """
+
+    @memable.workflow
+    async def daily(ctx: memable.Context) -> int:
+        return await ctx.step(f"fetch-{dt.datetime.now(dt.UTC).date()}", one)
+
+    assert "key-differs" in {problem.kind for problem in explore(daily).problems}
 
 
 def test_explore_compares_what_knows_nothing_of_equality():

@@ -11,7 +11,7 @@ from ._testing._findings import ProblemKind
 from ._testing._journals import restore_journal
 from ._testing._laws import assert_order_independent, assert_replays
 from ._testing._machine import Instance, WorkflowMachine
-from ._testing._report import CrashReport, Problem, Result, Schedule
+from ._testing._report import CrashReport, Problem, Report, Result, Schedule
 from ._testing._signals import Receipt, Signal
 from ._testing._simulated_disk import Fault, PowerCutError, SimulatedDisk, lose_all, lose_nothing
 from ._testing._simulated_store import SimulatedStore
@@ -38,6 +38,7 @@ __all__ = [
     "Problem",
     "ProblemKind",
     "Receipt",
+    "Report",
     "Result",
     "Schedule",
     "Signal",

@@ -130,8 +130,6 @@ class Life:
     outcome: Outcome
     forks: tuple[Fork, ...]
     "The moments at which it could have died, as far as something else follows from each."
-    moment_count: int
-    "How many there were."
     end: Moment
     "What the next process would find after its end."
     stop_place: str = ""
@@ -325,7 +323,7 @@ def live(
             _live, setting, surroundings, watch, overseer, clock=clock, instruments=[companion, overseer]
         )
     end = watch.moment(disk.kill())
-    return Life(outcome, tuple(watch.forks), watch.count, end, watch.stop_place)
+    return Life(outcome, tuple(watch.forks), end, watch.stop_place)
 
 
 #: Where an object is in memory.

@@ -115,16 +115,16 @@ class Result:
 
 
 @attrs.frozen
-class CrashReport(Generic[T]):
+class Report(Generic[T]):
     """
-    What came of running a scenario once for each place where its process could die.
+    What came of running a scenario in many ways.
 
     True in a condition if nothing is wrong, so that a test can say ``assert report``; printed, it says what is wrong,
     who is to blame, and how to see it happen again.
     """
 
     schedules: tuple[Schedule[T], ...] = attrs.field(repr=False)
-    "All ways in which it went; the first one is without a crash."
+    "All ways in which it went; in the first one no process dies."
     problems: tuple[Problem, ...]
     "What is wrong, the most telling first; each once, with the shortest schedule that shows it."
     is_exhaustive: bool
@@ -139,9 +139,16 @@ class CrashReport(Generic[T]):
     @property
     def results(self) -> tuple[Result, ...]:
         """
-        How the scenario ended, over all schedules; the one without a crash comes first.
+        How the scenario ended, over all schedules; that of the first one comes first.
         """
         return results_of(self.schedules)
+
+
+@attrs.frozen
+class CrashReport(Report[T]):
+    """
+    What came of running a scenario once for each place where its process could die: a ``Report`` that knows more.
+    """
 
     @property
     def unfinished(self) -> tuple[Schedule[T], ...]:

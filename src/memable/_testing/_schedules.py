@@ -83,11 +83,10 @@ class Explorer:
 
     def reset(self) -> None:
         """
-        Let the world outside be what it was before.
+        Let the world outside be what it was before, and what stands for memory, too.
         """
-        for one, state in self.start.outside:
-            bring_back(one, state)
-        for one, state in self.settings[0].adopted.values():
+        first = self.settings[0]
+        for one, state in (*self.start.outside, *first.adopted.values(), *first.memory):
             bring_back(one, state)
 
     def run_one(self, plan: CrashPlan) -> None:
@@ -98,13 +97,14 @@ class Explorer:
             # What nothing goes wrong in is what this one is compared with.
             with quiet():
                 self._run(CrashPlan(), (), self.start, forks=False, is_reported=False)
-        start, places = self.start, list[str]()
+        start, places, stubborn = self.start, list[str](), list[Finding]()
         for index, crash in enumerate(plan.crashes):
             so_far = attrs.evolve(plan, crashes=plan.crashes[:index])
             setting, entropy = self._setting_for(so_far), str(so_far)
             if crash.is_stop:
                 life = live(setting, start, stop_at=crash.moment, forks=False, entropy=entropy)
                 place, found = life.stop_place, life.end if life.stop_place else None
+                stubborn.extend(_find_stubborn(life))
             else:
                 life = live(setting, start, only=crash.moment, entropy=entropy)
                 place, found = next(((fork.place, fork.moment) for fork in life.forks), ("", None))
@@ -115,6 +115,7 @@ class Explorer:
             places.append(place)
             start = self.after(found)
         self._run(plan, tuple(places), start, forks=False)
+        self.findings[-1].extend(stubborn)
 
     def _branches(self, task: _Task, life: Life, *, stops: bool) -> Iterable[_Task]:
         for fork in life.forks:
@@ -132,9 +133,7 @@ class Explorer:
         before = attrs.evolve(task.plan, crashes=task.plan.crashes[:-1])
         life = live(self._setting_for(before), task.start, stop_at=stop_at, forks=False, entropy=str(before))
         self._run(task.plan, task.places, self.after(life.end), forks=False)
-        if life.outcome.kind == "busy":
-            told = f"the process was cancelled, and {life.outcome.text}: let trio.Cancelled pass"
-            self.findings[-1].append(Finding("cancellation-swallowed", None, None, life.outcome.text, told))
+        self.findings[-1].extend(_find_stubborn(life))
 
     def _run(
         self, plan: CrashPlan, places: tuple[str, ...], start: Moment, *, forks: bool, is_reported: bool = True
@@ -211,6 +210,13 @@ class Explorer:
         Return what the next process finds.
         """
         return attrs.evolve(moment, at_unix_s=moment.at_unix_s + self.downtime_s)
+
+
+def _find_stubborn(stopped: Life) -> Iterable[Finding]:
+    """Find out whether a process that was stopped went on."""
+    if stopped.outcome.kind == "busy":
+        told = f"the process was cancelled, and {stopped.outcome.text}: let trio.Cancelled pass"
+        yield Finding("cancellation-swallowed", None, None, stopped.outcome.text, told)
 
 
 def _is_bad_end(outcome: Outcome) -> bool:

@@ -5,7 +5,7 @@ Explores a deploy: old code runs to each moment at which its process could end, 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import Any, Generic, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import attrs
 
@@ -24,7 +24,7 @@ from ._exploring import (
 from ._findings import ProblemKind
 from ._happenings import Happening, KeyAsked, LifeBegun, StepExecuted
 from ._life import quiet
-from ._report import Problem, Result, Schedule, describe_report, describe_results, results_of
+from ._report import Report, Schedule, describe_report, describe_results
 from ._scenarios import scenario_of
 from ._schedules import Explorer, problems_of
 
@@ -32,32 +32,13 @@ T = TypeVar("T")
 
 
 @attrs.frozen
-class UpgradeReport(Generic[T]):
+class UpgradeReport(Report[T]):
     """
-    What came of letting new code take over from old code wherever that could have ended.
+    What came of letting new code take over from old code wherever that could have ended: a ``Report`` that knows more.
 
-    True in a condition if nothing is wrong.
+    In each schedule the first process runs the old code, and what follows the
+    new; in the first one the old code comes to its end.
     """
-
-    schedules: tuple[Schedule[T], ...] = attrs.field(repr=False)
-    "All ways in which it went: in each, the first process runs the old code, and what follows the new."
-    problems: tuple[Problem, ...]
-    "What is wrong, each once. An instance that is Blocked names key, old and new type."
-    is_exhaustive: bool
-    "Whether all schedules were tried; if not, there are more than ``max_schedules``."
-
-    def __bool__(self) -> bool:
-        """
-        Return whether nothing is wrong.
-        """
-        return not self.problems
-
-    @property
-    def results(self) -> tuple[Result, ...]:
-        """
-        How the scenario ended, over all schedules; first the one in which the old code comes to its end.
-        """
-        return results_of(self.schedules)
 
     @property
     def served(self) -> frozenset[tuple[str, str]]:
