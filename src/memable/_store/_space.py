@@ -140,8 +140,11 @@ class Space:
             small = segment_bytes * _SMALL_SHARE
             for at, file in enumerate(files):
                 merges = at + 1 < len(files) and file.live <= small and files[at + 1].live <= small
-                if merges or file.dead >= max(1, GARBAGE_SHARE * file.size):
-                    return _extended(files, at, segment_bytes)
+                is_worth_it = file.dead >= max(1, GARBAGE_SHARE * file.size)
+                run = _extended(files, at, segment_bytes) if merges or is_worth_it else []
+                # The neighbour may be too long to be joined to it: then there is nothing to gain, again and again.
+                if is_worth_it or len(run) > 1:
+                    return run
         return []
 
     def _eligible(self, before: int, blocked: Container[SegmentName]) -> Iterator[list[FileSpace]]:
