@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 import memable
 from memable import MetadataStatus
@@ -235,6 +236,46 @@ async def test_register_right_before_leaving_runs_what_was_recovered(place: Plac
         engine.register(quick_as("endless"))
     async with memable.open_engine(place.store()) as engine:
         assert await engine.state("endless", "a") == memable.Completed()
+
+
+@memable.workflow
+async def napping(ctx: memable.Context) -> str:
+    await ctx.sleep("nap", 30)
+    return "rested"
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["registered at open", "registered later"])
+async def test_overdue_sleeper_counts_as_executing_from_the_open_on(
+    is_late: bool, place: Place, autojump_clock: MockClock
+):
+    """
+    A regression: until its timer had fired, nobody waited for it, and leaving the block cancelled the run it had begun.
+    """
+    async with memable.open_engine(place.store(), workflows=[napping]) as engine:
+        await engine.invoke(napping, instance_id="i")
+    autojump_clock.jump(1_000)
+
+    async with memable.open_engine(place.store(), workflows=[] if is_late else [napping]) as engine:
+        if is_late:
+            engine.register(napping)
+        await engine.wait_all()
+        assert await engine.state("napping", "i") == memable.Completed()
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["registered at open", "registered later"])
+async def test_overdue_sleeper_comes_to_its_end_though_the_block_is_left_at_once(
+    is_late: bool, place: Place, autojump_clock: MockClock
+):
+    async with memable.open_engine(place.store(), workflows=[napping]) as engine:
+        await engine.invoke(napping, instance_id="i")
+    autojump_clock.jump(1_000)
+
+    async with memable.open_engine(place.store(), workflows=[] if is_late else [napping]) as engine:
+        if is_late:
+            engine.register(napping)
+
+    async with memable.open_engine(place.store()) as engine:
+        assert await engine.state("napping", "i") == memable.Completed()
 
 
 async def test_register_refuses_what_it_cannot_take(autojump_clock: object):

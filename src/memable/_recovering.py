@@ -108,7 +108,9 @@ class Recovery:
         return bereaved
 
     def _recover_suspended(self, header: InstanceHeader, bereaved: Collection[tuple[str, str]]) -> None:
-        if header.awaits_children and (header.workflow, header.instance_id) in bereaved:
+        is_overdue = header.wake_at is not None and header.wake_at <= self._services.clock.now()
+        # Not left to a timer: from here on somebody who waits until nothing executes has to wait for it.
+        if is_overdue or (header.awaits_children and (header.workflow, header.instance_id) in bereaved):
             self._supervisor.wake(header)
             return
         entry = self._supervisor.known_entry(header.workflow, header.instance_id)

@@ -657,12 +657,16 @@ class Supervisor:
         """
         self.is_stopping = True
         if not self.is_halted:
-            with trio.move_on_after(timeout_s):
-                while self._active or self._recovering or self.parking.has_unrecorded:
+            with trio.move_on_after(timeout_s) as scope:
+                while True:
                     await self.wait_idle()
                     await self.parking.flush()
-            # What waits is found waiting at the next open, whatever else had no time.
-            await self.parking.flush()
+                    # Looked at last, right before all are told to unwind: something may have woken meanwhile.
+                    if not (self._active or self._recovering or self.parking.has_unrecorded):
+                        break
+            if scope.cancelled_caught:
+                # What waits is found waiting at the next open, whatever else had no time.
+                await self.parking.flush()
         self.halt()
         await self.wait_ended()
 

@@ -771,9 +771,10 @@ class EngineMachine(RuleBasedStateMachine):
         Take note of what the engine said to a request to cancel, or may have done.
         """
         if not is_cut_short and "cancelled True" not in self.told:
-            # It had ended before.
+            # It had ended before, or somebody had asked for it before whom a crash kept from hearing of it.
             assert "cancelled False" in self.told
-            return
+            if not instance.cancel_requested:
+                return
         kept = self.kept().get(instance.instance_id)
         requested = kept is not None and any(record.kind == "cancel_requested" for record in kept[1])
         assert requested or "cancelled True" not in self.told
