@@ -5,13 +5,16 @@ Handles: waiting for states and results.
 from __future__ import annotations
 
 import gc
+import signal
 from typing import Any
 
 import attrs
 import pytest
 import trio
+from trio.testing import MockClock
 
 import memable
+from memable._entry import Entry, Sleeper
 from running import workflow_of
 from stores import HookedStore, Place
 
@@ -300,3 +303,35 @@ async def test_body_may_wait_for_another_instance(place: Place, autojump_clock: 
     async with memable.open_engine(place.store(), workflows=[workflow, greet]) as engine:
         await (await engine.invoke(workflow)).result()
     assert seen == [Greeting("hello Ada", 2)]
+
+
+def test_control_c_just_before_a_handle_sleeps_leaves_nobody_to_be_woken(monkeypatch: pytest.MonkeyPatch):
+    """
+    A regression: who was interrupted there was woken by the next change of the instance, whatever it did by then.
+    """
+    original = Entry.add_sleeper
+    interrupts = iter([True])
+
+    def add_sleeper(self: Entry) -> Sleeper:
+        sleeper = original(self)
+        if next(interrupts, False):
+            signal.raise_signal(signal.SIGINT)
+        return sleeper
+
+    monkeypatch.setattr(Entry, "add_sleeper", add_sleeper)
+    point = memable.SuspendPoint("p", int)
+
+    @memable.workflow
+    async def waiting(ctx: memable.Context) -> int:
+        return await ctx.suspend(point)
+
+    async def main() -> int:
+        async with memable.open_engine(memable.InMemoryStore(), workflows=[waiting]) as engine:
+            invocation = await engine.invoke(waiting, instance_id="i")
+            with pytest.raises(KeyboardInterrupt):
+                await invocation.result()
+            await engine.signal(waiting, "i", point, 7)
+            await trio.sleep(1)
+            return await invocation.result()
+
+    assert trio.run(main, clock=MockClock(autojump_threshold=0)) == 7

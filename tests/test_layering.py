@@ -79,6 +79,7 @@ LEVELS = {
         "_ids",
     ),
     "shell": (
+        "_sleeping",
         "_store._protocol",
         "_store._failures",
         "_store._admission",

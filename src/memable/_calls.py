@@ -33,6 +33,7 @@ from ._records import (
     InstanceStarted,
 )
 from ._run import Place, Run, child_instance_id
+from ._sleeping import message_for, sleep_unless_cancelled
 from ._sparse import put
 from ._states import MetadataStatus
 from ._step import refuse
@@ -136,6 +137,8 @@ async def perform_start(run: Run, place: Place, key: str, workflow: Any, args: t
     return child_instance_id(run, path)
 
 
+# Interrupted by control-C just before it sleeps, the task would be woken while it does something else.
+@trio.lowlevel.enable_ki_protection
 async def await_child(run: Run, place: Place, call: ChildCall) -> ChildOutcome:
     """
     Start a child instance, if that was not done before, and wait for its end.
@@ -169,7 +172,7 @@ async def await_child(run: Run, place: Place, call: ChildCall) -> ChildOutcome:
         try:
             if run.begin_wait(wait):
                 try:
-                    await trio.lowlevel.wait_task_rescheduled(wait.abort)
+                    await sleep_unless_cancelled(message_for(wait.abort))
                 finally:
                     run.end_wait(wait)
         finally:

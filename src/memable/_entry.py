@@ -12,6 +12,7 @@ import trio
 from ._header import InstanceHeader
 from ._records import InstanceRecord
 from ._run import Run
+from ._sleeping import message_for, sleep_unless_cancelled
 from ._sparse import NOTHING, put
 
 
@@ -138,12 +139,14 @@ class Entry:
             for sleeper in sleepers:
                 trio.lowlevel.reschedule(sleeper.task)
 
+    # Interrupted by control-C just before it sleeps, the caller would be woken while it does something else.
+    @trio.lowlevel.enable_ki_protection
     async def wait_change(self, version: int) -> None:
         """
         Wait until ``notify`` has been called since ``self.version`` was *version*. Not a checkpoint if it has.
         """
         if version == self.version:
-            await trio.lowlevel.wait_task_rescheduled(self.add_sleeper().abort)
+            await sleep_unless_cancelled(message_for(self.add_sleeper().abort))
 
     def add_sleeper(self) -> Sleeper:
         """

@@ -12,6 +12,7 @@ import trio
 from ._entry import Entry
 from ._errors import EngineStoppedError, WorkflowBlockedError, WorkflowCancelledError, WorkflowFailedError
 from ._instances import Instances
+from ._sleeping import message_for, sleep_unless_cancelled
 from ._states import Blocked, Cancelled, Failed, Suspended, WorkflowState
 
 R_co = TypeVar("R_co", covariant=True)
@@ -103,6 +104,8 @@ class Invocation(Generic[R_co]):
         """
         return StatusStream(self._instances, self.workflow_name, self.instance_id)
 
+    # Interrupted by control-C just before it sleeps, it would be woken while it does something else.
+    @trio.lowlevel.enable_ki_protection
     async def _wait_for(self, classes: tuple[type[WorkflowState], ...], operation: str) -> WorkflowState:
         await trio.lowlevel.checkpoint()
         entry = self._entry
@@ -116,7 +119,7 @@ class Invocation(Generic[R_co]):
             if version == entry.version:
                 # Not by way of functions of their own: what waits is to be small, there may be thousands.
                 del state
-                await trio.lowlevel.wait_task_rescheduled(entry.add_sleeper().abort)
+                await sleep_unless_cancelled(message_for(entry.add_sleeper().abort))
 
 
 class StatusStream:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from types import MappingProxyType
+from types import CoroutineType, MappingProxyType
 from typing import Any, TypeAlias, assert_never, cast
 
 import attrs
@@ -27,6 +27,7 @@ from ._errors import (
     SerializationError,
     StepFailedError,
     StepTimeoutError,
+    StorageError,
     TypeMismatchError,
     WorkflowCodeError,
 )
@@ -42,6 +43,7 @@ from ._records import (
 )
 from ._retry import INHERIT, Inherit, RetryPolicy
 from ._run import Place, Run, StepInProgress, current_step
+from ._sleeping import message_for, sleep_unless_cancelled
 from ._step_misuse import (
     Operation,
     find_misuse,
@@ -50,6 +52,7 @@ from ._step_misuse import (
     find_misused_result,
     find_misused_setting,
 )
+from ._values._codec import Codec
 from ._wait import Wait
 
 StepRecord: TypeAlias = StepCompleted | AttemptFailed | StepFailed
@@ -117,7 +120,7 @@ _Made: TypeAlias = _Returned | _Retrying | _GaveUp | _NotDone
 "What one attempt made of the step."
 
 
-async def perform_step(run: Run, place: Place, key: str, step: Step) -> Any:
+async def perform_step(run: Run, place: Place, key: str, step: Step) -> Any:  # noqa: PLR0915 - in one piece, as below
     """
     Return the step's recorded value, or run it and record its outcome.
 
@@ -141,7 +144,14 @@ async def perform_step(run: Run, place: Place, key: str, step: Step) -> Any:
             error.workflow, error.instance_id, error.key = run.workflow_name, run.instance_id, path
             raise run.blame(error) from None
         if memo is not None:
-            await run.serve_memo()
+            # What ``run.serve_memo`` does: a body may ask for thousands.
+            run.replay.begin_serving()
+            try:
+                await trio.lowlevel.checkpoint()
+            finally:
+                run.replay.end_serving()
+            if run.open_scopes:
+                run.after_memo()
         else:
             # With a memo these do not matter: one that is computed from what is left of a time may be negative by now.
             problem = find_misused_settings(step)
@@ -264,15 +274,28 @@ async def execute_step(run: Run, place: Place, path: str, step: Step, annotation
             if run.ledger.is_suspended:
                 await run.record_awakening()
             made = await _attempt(run, path, step, annotation, attempt)
-            # Not by way of functions of its own: what waits for the disk is to be small, there may be thousands.
             records = _draft(run, place, path, step, made, attempt=attempt, started_at=started_at)
-            if not await run.ledger.append(records):
+            value = made.value if isinstance(made, _Returned) else None
+            # What waits for the disk is to be small, there may be thousands: so this is not kept meanwhile, and the
+            # ledger's ``append`` is done without a function of its own.
+            del made
+            newest = run.ledger.note_queued(records)
+            is_durable = False
+            try:
+                await run.services.store.append(records)
+                is_durable = True
+            except StorageError as error:
+                run.ledger.note_failed(error)
+            finally:
+                run.ledger.end_append()
+            if not is_durable:
                 await run.refuse_uncommitted(step.operation)
+            run.ledger.take_in(newest)
         finally:
             run.activity.end_execution()
-        if isinstance(made, _Returned):
-            return made.value
         record = records[-1]
+        if isinstance(record, StepCompleted):
+            return value
         if isinstance(record, StepFailed):
             return _Failure(_failure_of(run, record))
 
@@ -288,6 +311,8 @@ async def _wait_for_attempt(run: Run, place: Place, path: str, step: Step) -> in
     return failed.attempt + 1
 
 
+# Interrupted by control-C just before it sleeps, the task would be woken while it does something else.
+@trio.lowlevel.enable_ki_protection
 async def wait_or_abandon(run: Run, place: Place, operation: str, wait: Wait) -> None:
     """
     Wait; if the body turns away from the wait, record that, so that nobody takes the instance for waiting there.
@@ -299,7 +324,7 @@ async def wait_or_abandon(run: Run, place: Place, operation: str, wait: Wait) ->
         # Not by way of a function of its own: what waits is to be small, there may be thousands.
         if run.begin_wait(wait):
             try:
-                await trio.lowlevel.wait_task_rescheduled(wait.abort)
+                await sleep_unless_cancelled(message_for(wait.abort))
             finally:
                 run.end_wait(wait)
         else:
@@ -433,7 +458,9 @@ def _settled(run: Run, path: str, annotation: Any) -> _Returned | _Failure | Non
     return _Returned(memo.value, outcome) if isinstance(memo, StepCompleted) else outcome
 
 
-async def _attempt(run: Run, path: str, step: Step, annotation: Any, attempt: int) -> _Made:
+async def _attempt(  # noqa: PLR0912 - in one piece, since each coroutine more is felt
+    run: Run, path: str, step: Step, annotation: Any, attempt: int
+) -> _Made:
     """Call the function once. What it raises and is not the step's outcome passes through."""
     codec = run.services.codec
     try:
@@ -441,29 +468,65 @@ async def _attempt(run: Run, path: str, step: Step, annotation: Any, attempt: in
         codec.check(annotation)
     except SerializationError as error:
         return _unencodable(error.problem)
-    if run.services.observer is not None and not step.is_probe:
-        run.services.observer.on_executed(run, path, attempt)
+    observer = run.services.observer
+    if observer is not None and not step.is_probe:
+        observer.on_executed(run, path, attempt)
+    progress = StepInProgress(run, path)
+    value: Any = None
     try:
-        value = await (_call(run, path, step) if step.timeout is None else _call_in_time(run, path, step, attempt))
-        if run.services.observer is not None and not step.once:
+        token = current_step.set(progress)
+        problem: str | None = None
+        try:
+            if step.timeout is not None:
+                value, problem = await _call_in_time(run, path, step, attempt)
+            elif step.operation == "step_in_thread":
+                value, problem = await _call_in_thread(run, step)
+            else:
+                value = step.fn(*step.args)
+                if type(value) is not CoroutineType:
+                    problem = find_misused_result(step.operation, value)
+                if problem is None:
+                    value = await value
+        except Exception:
+            # Whatever the function made of being told that the code is wrong: that it was told so is what counts.
+            if progress.code_error is None:
+                raise
+            problem = None
+        finally:
+            current_step.reset(token)
+        if problem is not None:
+            raise run.misuse(problem, path)
+        if progress.code_error is not None:
+            # The function was told that the code is wrong, and went on: what it made of that is no outcome.
+            raise copy.copy(progress.code_error)
+        if observer is not None and not step.once:
             # An effect that must not repeat is never cancelled.
-            run.services.observer.on_finished(run, path)
+            observer.on_finished(run, path)
     except Exception as exc:  # noqa: BLE001 - a step may fail with anything
         return await _judge(run, path, step, exc, attempt)
+    return _encoded(codec, value, annotation)
+
+
+def _encoded(codec: Codec, value: object, annotation: Any) -> _Returned | _GaveUp:
+    """Return what the function returned as it is recorded, or why it cannot be."""
     try:
         # What the first run sees is what every replay sees, so it is read back before it counts.
-        encoded, value = codec.encode_and_read_back(value, annotation)
+        return _Returned(*codec.encode_and_read_back(value, annotation))
     except SerializationError as error:
         return _unencodable(error.problem)
     except TypeMismatchError as error:
         return _unencodable(f"its value cannot be read back: {error}")
-    return _Returned(encoded, value)
 
 
-async def _call_in_time(run: Run, path: str, step: Step, attempt: int) -> Any:
+async def _call_in_time(run: Run, path: str, step: Step, attempt: int) -> tuple[Any, str | None]:
+    """Call the function and return what it returned, and what is wrong with that; not after its timeout."""
     assert step.timeout is not None
     with trio.CancelScope(deadline=trio.current_time() + step.timeout):
-        return await _call(run, path, step)
+        if step.operation == "step_in_thread":
+            return await _call_in_thread(run, step)
+        awaitable = step.fn(*step.args)
+        problem = find_misused_result(step.operation, awaitable)
+        return (await awaitable, None) if problem is None else (None, problem)
     raise StepTimeoutError(
         workflow=run.workflow_name,
         instance_id=run.instance_id,
@@ -474,38 +537,16 @@ async def _call_in_time(run: Run, path: str, step: Step, attempt: int) -> Any:
     )
 
 
-async def _call(run: Run, path: str, step: Step) -> Any:
-    progress = StepInProgress(run, path)
-    token = current_step.set(progress)
-    result: Any = None
-    try:
-        if step.operation == "step_in_thread":
-            # Abandoned on cancellation: nobody can stop a thread, and the body need not wait for it.
-            (result,) = await (run.services.run_in_thread or trio.to_thread.run_sync)(
-                _call_in_thread, step.fn, step.args, abandon_on_cancel=not step.once, limiter=step.limiter
-            )
-            problem = find_misused_result(step.operation, result)
-        else:
-            awaitable = step.fn(*step.args)
-            problem = find_misused_result(step.operation, awaitable)
-            if problem is None:
-                result = await awaitable
-    except Exception:
-        # Whatever the function made of being told that the code is wrong: that it was told so is what counts.
-        if progress.code_error is None:
-            raise
-        problem = None
-    finally:
-        current_step.reset(token)
-    if problem is not None:
-        raise run.misuse(problem, path)
-    if progress.code_error is not None:
-        # The function was told that the code is wrong, and went on: what it made of that is no outcome.
-        raise copy.copy(progress.code_error)
-    return result
+async def _call_in_thread(run: Run, step: Step) -> tuple[Any, str | None]:
+    """Call the function in a thread and return what it returned, and what is wrong with that."""
+    # Abandoned on cancellation: nobody can stop a thread, and the body need not wait for it.
+    (result,) = await (run.services.run_in_thread or trio.to_thread.run_sync)(
+        _call_wrapped, step.fn, step.args, abandon_on_cancel=not step.once, limiter=step.limiter
+    )
+    return result, find_misused_result(step.operation, result)
 
 
-def _call_in_thread(fn: Callable[..., Any], args: tuple[object, ...]) -> tuple[Any]:
+def _call_wrapped(fn: Callable[..., Any], args: tuple[object, ...]) -> tuple[Any]:
     # In a tuple, since trio itself refuses what looks as if it were to be awaited, in words that do not name memable.
     return (fn(*args),)
 
@@ -567,10 +608,11 @@ def _draft(
     run: Run, place: Place, path: str, step: Step, made: _Made, *, attempt: int, started_at: float
 ) -> tuple[InstanceRecord, ...]:
     """Return what is to be made durable of what an attempt made of the step. The last record is the step's own."""
+    if isinstance(made, _Returned):
+        # The usual case, done without the dicts that carry the others' facts.
+        return run.draft_completed(step.operation, place, path, made.encoded, started_at=started_at, attempt=attempt)
     common = {"path": path, "started_at": started_at, "attempt": attempt}
     match made:
-        case _Returned(encoded, _):
-            return run.draft(step.operation, place, StepCompleted, value=encoded, **common)
         case _Retrying(info, delay_s):
             due = run.services.clock.now() + delay_s
             return run.draft(step.operation, place, AttemptFailed, error=info, next_attempt_at=due, **common)

@@ -17,7 +17,7 @@ class Wait:
     """
     A wait at a path: for a signal, an instant or a child instance.
 
-    There may be thousands, so it has no event: its task sleeps in ``wait_task_rescheduled(wait.abort)``.
+    There may be thousands, so it has no event: its task sleeps in ``sleep_unless_cancelled(message_for(wait.abort))``.
     """
 
     path: str

@@ -14,11 +14,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import attrs
+import outcome
 import trio
 
 from .._errors import StorageError
@@ -26,6 +26,7 @@ from .._frames import LogState
 from .._record_json import encode_record
 from .._records import InstanceRecord, StoreClosed, StoreOpened
 from .._segments import segment
+from .._sleeping import message_for, sleep
 from .._spans import length_of
 from ._failures import is_no_room, storage_error
 from ._index import HeaderIndex
@@ -42,19 +43,8 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_WAITED_BYTES = 64 * 1024
 
 
-@attrs.define(eq=False)
-class _Append:
-    """One call of ``append``: its records stay together, whole or absent."""
-
-    count: int
-    "How many records it has."
-    size: int
-    "Of their texts, in bytes."
-    task: trio.lowlevel.Task | None = None
-    "The task to wake, once it waits."
-    is_done: bool = False
-    failure: BaseException | None = None
-    "Why its fate is unknown, if it is."
+#: Nobody may turn away from an append: its records are on their way.
+_COMMITTED = message_for(refuse_to_abort)
 
 
 @attrs.define(eq=False)
@@ -75,14 +65,23 @@ class Committer:
     "Called after each batch, and when nothing more will be taken."
     _opened: StoreOpened | None = attrs.field(default=None, init=False)
     "The record of the session's beginning, as long as it is not written."
-    _queue: deque[_Append] = attrs.field(factory=deque[_Append], init=False)
-    # In lists of their own: one for each append would be as many more objects to look at for the garbage collector.
+    # Each in a list of its own: an object for each append would be as many more to look at for the garbage collector.
+    _tasks: list[trio.lowlevel.Task] = attrs.field(factory=list[trio.lowlevel.Task], init=False)
+    "Those that append what is queued, in their order. What one of them appends stays together, whole or absent."
+    _counts: list[int] = attrs.field(factory=list[int], init=False)
+    "How many records each of them appends."
+    _sizes: list[int] = attrs.field(factory=list[int], init=False)
+    "How many bytes of text those are."
     _records: list[InstanceRecord] = attrs.field(factory=list[InstanceRecord], init=False)
     "Those of what is queued, in their order."
     _texts: list[bytes] = attrs.field(factory=list[bytes], init=False)
     "The same as JSON."
     _is_busy: bool = attrs.field(default=False, init=False)
     "Whether a batch is in flight or about to be."
+    _beginner: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
+    "The task that begins a batch with its own append in front, as long as it does not sleep."
+    _beginner_failure: BaseException | None = attrs.field(default=None, init=False)
+    "Why that append failed, if it did before the task could sleep."
     _failure: BaseException | None = attrs.field(default=None, init=False)
     _patience: Patience = attrs.field(init=False)
     _is_closing: bool = attrs.field(default=False, init=False)
@@ -138,29 +137,36 @@ class Committer:
         if self._failure is not None:
             raise self._failed(self._failure)
         self.check_open()
-        append = self._enqueue(records)
-        if not self._is_busy:
+        self._enqueue(records)
+        task = trio.lowlevel.current_task()
+        self._tasks.append(task)
+        if self._is_busy:
+            failure: BaseException | None = await sleep(_COMMITTED)
+        else:
             self._is_busy = True
+            self._beginner = task
             began = time.perf_counter()
             await trio.lowlevel.cancel_shielded_checkpoint()
             self._begin_batch(time.perf_counter() - began)
-        if not append.is_done:
-            append.task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
-        if append.failure is not None:
-            if not isinstance(append.failure, Exception):
+            if self._beginner is not task:
+                # Done already.
+                failure, self._beginner_failure = self._beginner_failure, None
+            else:
+                self._beginner = None
+                failure = await sleep(_COMMITTED)
+        if failure is not None:
+            if not isinstance(failure, Exception):
                 # Raised by a handler of a signal, while the event loop wrote: somebody wants to end the program.
-                raise append.failure
-            raise self._failed(append.failure)
+                raise failure
+            raise self._failed(failure)
 
-    def _enqueue(self, records: Sequence[InstanceRecord]) -> _Append:
+    def _enqueue(self, records: Sequence[InstanceRecord]) -> None:
         texts = list(map(encode_record, records))
         self._index.admit(records)
         self._records += records
         self._texts += texts
-        append = _Append(len(texts), sum(map(len, texts)))
-        self._queue.append(append)
-        return append
+        self._counts.append(len(texts))
+        self._sizes.append(sum(map(len, texts)))
 
     async def begin(self, opened: StoreOpened) -> None:
         """
@@ -301,18 +307,9 @@ class Committer:
         Args:
             round_s: How many seconds other tasks took that were ready, if this is called by one that waits for it.
         """
-        batch: list[_Append] = []
-        count = size = 0
-        queue = self._queue
-        while queue and (not batch or size + queue[0].size <= MAX_BATCH_BYTES):
-            append = queue.popleft()
-            size += append.size
-            count += append.count
-            batch.append(append)
-        texts, self._texts = self._texts[:count], self._texts[count:]
-        records, self._records = self._records[:count], self._records[count:]
-        job, done = partial(self._append, texts), partial(self._finish, batch, records)
-        is_small = len(batch) == 1 and size <= MAX_WAITED_BYTES and not self._tail.is_full
+        tasks, texts, records, size = self._take_batch()
+        job, done = partial(self._append, texts), partial(self._finish, tasks, records)
+        is_small = len(tasks) == 1 and size <= MAX_WAITED_BYTES and not self._tail.is_full
         is_quiet = self._worker.is_idle and not self.is_disk_busy
         manner = self._patience.choose(round_s) if is_small and is_quiet else Manner.ASLEEP
         if manner is Manner.ASLEEP:
@@ -325,9 +322,32 @@ class Committer:
             InlineWorker().submit(job, done)
         self._patience.note(manner, time.perf_counter() - began)
 
+    def _take_batch(self) -> tuple[list[trio.lowlevel.Task], list[bytes], list[InstanceRecord], int]:
+        """Take from the front of the queue what is written at once; return also how many bytes that is."""
+        size = sum(self._sizes)
+        if size <= MAX_BATCH_BYTES:
+            taken = self._tasks, self._texts, self._records, size
+            self._tasks, self._texts, self._records, self._counts, self._sizes = [], [], [], [], []
+            return taken
+        size = appends = 0
+        while not appends or size + self._sizes[appends] <= MAX_BATCH_BYTES:
+            size += self._sizes[appends]
+            appends += 1
+        count = sum(self._counts[:appends])
+        taken = self._tasks[:appends], self._texts[:count], self._records[:count], size
+        for queue, end in (
+            (self._tasks, appends),
+            (self._counts, appends),
+            (self._sizes, appends),
+            (self._texts, count),
+            (self._records, count),
+        ):
+            del queue[:end]
+        return taken
+
     def _finish(
         self,
-        batch: list[_Append],
+        tasks: list[trio.lowlevel.Task],
         records: Sequence[InstanceRecord],
         result: tuple[Appended | None, Appended],
         error: BaseException | None,
@@ -350,23 +370,28 @@ class Committer:
         if error is not None:
             self._failure = error
             # The fate of the batch is unknown, and nothing may be written behind it.
-            batch.extend(self._queue)
-            self._queue.clear()
-            self._records.clear()
-            self._texts.clear()
-        for append in batch:
-            append.is_done = True
-            append.failure = error
-            if append.task is not None:
-                trio.lowlevel.reschedule(append.task)
+            tasks.extend(self._tasks)
+            for queue in (self._tasks, self._counts, self._sizes, self._records, self._texts):
+                queue.clear()
+        self._wake(tasks, error)
         self.on_progress()
-        if self._queue:
+        if self._tasks:
             self._begin_batch()
             return
         self._is_busy = False
         if self._closer is not None:
             trio.lowlevel.reschedule(self._closer)
             self._closer = None
+
+    def _wake(self, tasks: Sequence[trio.lowlevel.Task], failure: BaseException | None) -> None:
+        """Tell the tasks of a batch how it ended."""
+        beginner, reschedule, told = self._beginner, trio.lowlevel.reschedule, outcome.Value(failure)
+        for task in tasks:
+            if task is beginner:
+                # It is just running, and will look.
+                self._beginner, self._beginner_failure = None, failure
+            else:
+                reschedule(task, told)
 
     def _failed(self, failure: BaseException) -> StorageError:
         error = storage_error(self._location, "writing", failure)

@@ -1,0 +1,86 @@
+"""
+Tests of the sleep that many tasks do at once.
+"""
+
+from __future__ import annotations
+
+import outcome
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from memable._sleeping import message_for, sleep
+
+
+def refuse(_raise_cancel: object) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.FAILED
+
+
+async def test_one_outcome_wakes_all_who_sleep_with_one_message():
+    """
+    Tasks that sleep at the same time with the same message are woken one by one, or by the same outcome.
+    """
+    message = message_for(refuse)
+    tasks: list[trio.lowlevel.Task] = []
+    told: list[object] = []
+
+    async def wait() -> None:
+        tasks.append(trio.lowlevel.current_task())
+        told.append(await sleep(message))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        trio.lowlevel.reschedule(tasks[0], outcome.Value("first"))
+        await wait_all_tasks_blocked()
+        assert told == ["first"]
+        both = outcome.Value("others")
+        for task in tasks[1:]:
+            trio.lowlevel.reschedule(task, both)
+    assert told == ["first", "others", "others"]
+
+
+async def test_sleep_is_not_ended_by_a_cancellation_that_its_message_refuses():
+    message = message_for(refuse)
+    told: list[object] = []
+    sleeping: list[trio.lowlevel.Task] = []
+
+    async def wait() -> None:
+        sleeping.append(trio.lowlevel.current_task())
+        told.append(await sleep(message))
+        await trio.lowlevel.checkpoint()
+        raise AssertionError("not cancelled")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await wait_all_tasks_blocked()
+        assert told == []
+        trio.lowlevel.reschedule(sleeping[0], outcome.Value(None))
+    assert told == [None]
+
+
+async def test_message_is_what_trio_itself_would_give_its_scheduler():
+    """
+    Told apart by trio's own sleep, which is woken and cancelled in the same way.
+    """
+    asked: list[object] = []
+
+    def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+        asked.append("abort")
+        return trio.lowlevel.Abort.FAILED
+
+    sleeping: list[trio.lowlevel.Task] = []
+
+    async def wait() -> None:
+        sleeping.append(trio.lowlevel.current_task())
+        await sleep(message_for(abort))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        assert asked == ["abort"]
+        trio.lowlevel.reschedule(sleeping[0], outcome.Value(None))
