@@ -438,6 +438,8 @@ def test_compensate_cancelled_at_any_point_registers_wholly_or_not_at_all():
                             await trio.lowlevel.cancel_shielded_checkpoint()
                         scope.cancel()
 
+                    # Two, so that the first interruption comes before it, in whatever order trio runs its tasks.
+                    await trio.lowlevel.checkpoint()
                     await trio.lowlevel.checkpoint()
                     await ctx.compensate("a", undo, "a")
             seen.add("compensation_registered" in kinds_of(store))
@@ -446,7 +448,7 @@ def test_compensate_cancelled_at_any_point_registers_wholly_or_not_at_all():
         await run_body(body, store=HookedStore(store, before_append=slowly))
         assert undo.done == ["a"] * kinds_of(store).count("compensation_registered")
 
-    for ticks in range(12):
+    for ticks in range(13):
         for _ in range(3):
             trio.run(main, ticks, clock=MockClock(autojump_threshold=0))
     assert seen == {False, True}
@@ -1097,3 +1099,42 @@ async def test_compensations_in_nested_fan_outs_are_registered_again(autojump_cl
     assert undo.done == expected
     assert isinstance(await run_body(body, store=copies[0]), memable.Failed)
     assert undo.done == expected * 2
+
+
+async def test_resuming_what_is_compensating_leaves_its_cancelled_children_alone(place: Place, autojump_clock: object):
+    """
+    A regression: they ran again, though their parent would not wait for them, and went on when it had ended.
+    """
+    ran: list[str] = []
+
+    @memable.workflow
+    async def child(ctx: memable.Context) -> None:
+        ran.append("child")
+        await ctx.sleep("nap", 1_000_000)
+
+    async def undo() -> None:
+        ran.append("undo")
+
+    def parent_that(has_undo: bool) -> memable.Workflow[[], None]:
+        @memable.workflow(name="parent")
+        async def parent(ctx: memable.Context) -> None:
+            if has_undo:
+                await ctx.compensate("undo", undo)
+            await ctx.call("child", child)
+
+        return parent
+
+    good, bad = parent_that(has_undo=True), parent_that(has_undo=False)
+    async with memable.open_engine(place.store(), workflows=[good, child]) as engine:
+        await engine.invoke(good, instance_id="i")
+        await trio.sleep(1)
+    async with memable.open_engine(place.store(), workflows=[bad, child]) as engine:
+        with pytest.raises(memable.WorkflowBlockedError, match="undo"):
+            await engine.cancel(bad, "i")
+        assert isinstance(await engine.state(child, "i/child"), memable.Cancelled)
+    ran.clear()
+    async with memable.open_engine(place.store(), workflows=[good, child], resume_on_start=False) as engine:
+        invocation = await engine.resume(good, "i")
+        assert isinstance(await invocation.wait(), memable.Cancelled)
+        assert isinstance(await engine.state(child, "i/child"), memable.Cancelled)
+    assert ran == ["undo"]

@@ -312,8 +312,8 @@ def test_control_c_just_before_a_handle_sleeps_leaves_nobody_to_be_woken(monkeyp
     original = Entry.add_sleeper
     interrupts = iter([True])
 
-    def add_sleeper(self: Entry) -> Sleeper:
-        sleeper = original(self)
+    def add_sleeper(self: Entry, *, is_for_end: bool = False) -> Sleeper:
+        sleeper = original(self, is_for_end=is_for_end)
         if next(interrupts, False):
             signal.raise_signal(signal.SIGINT)
         return sleeper

@@ -139,6 +139,17 @@ class Entry:
             for sleeper in sleepers:
                 trio.lowlevel.reschedule(sleeper.task)
 
+    def note_prepared(self) -> None:
+        """
+        Wake all that wait for a change but those that only wait for an end: a run is about to begin.
+        """
+        self.version += 1
+        for watcher in list(self.watchers):
+            watcher()
+        for sleeper in [one for one in self._sleepers if not one.is_for_end]:
+            del self._sleepers[sleeper]
+            trio.lowlevel.reschedule(sleeper.task)
+
     # Interrupted by control-C just before it sleeps, the caller would be woken while it does something else.
     @trio.lowlevel.enable_ki_protection
     async def wait_change(self, version: int) -> None:
@@ -148,11 +159,14 @@ class Entry:
         if version == self.version:
             await sleep_unless_cancelled(message_for(self.add_sleeper().abort))
 
-    def add_sleeper(self) -> Sleeper:
+    def add_sleeper(self, *, is_for_end: bool = False) -> Sleeper:
         """
         Have the next ``notify`` wake the current task, which is to sleep at once.
+
+        Args:
+            is_for_end: Whether it waits for a run to end or to rest, so that the beginning of one is nothing to it.
         """
-        sleeper = Sleeper(self, trio.lowlevel.current_task())
+        sleeper = Sleeper(self, trio.lowlevel.current_task(), is_for_end=is_for_end)
         self._sleepers = put(self._sleepers, sleeper, None)
         return sleeper
 
@@ -170,14 +184,15 @@ class Sleeper:
     Not an ``Event``: with all that it needs, one takes three times as much, and there may be thousands.
     """
 
-    __slots__ = ("_entry", "task")
+    __slots__ = ("_entry", "is_for_end", "task")
 
-    def __init__(self, entry: Entry, task: trio.lowlevel.Task) -> None:
+    def __init__(self, entry: Entry, task: trio.lowlevel.Task, *, is_for_end: bool) -> None:
         """
         Prepare for the sleep of *task*.
         """
         self._entry = entry
         self.task: trio.lowlevel.Task = task
+        self.is_for_end: bool = is_for_end
 
     def abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         """

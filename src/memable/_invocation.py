@@ -119,7 +119,7 @@ class Invocation(Generic[R_co]):
             if version == entry.version:
                 # Not by way of functions of their own: what waits is to be small, there may be thousands.
                 del state
-                await sleep_unless_cancelled(message_for(entry.add_sleeper().abort))
+                await sleep_unless_cancelled(message_for(entry.add_sleeper(is_for_end=True).abort))
 
 
 class StatusStream:

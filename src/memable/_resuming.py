@@ -181,6 +181,9 @@ class Resumptions:
 
     async def _resume_children(self, plan: _Plan, entry: Entry, journal: Journal) -> None:
         """Plan to resume the children that are lost, and that the parent is about to wait for again."""
+        if journal.compensating is not None or journal.cancel_requested is not None:
+            # It is only unwound: what was cancelled with it would go on without it.
+            return
         for path, workflow in journal.children.items():
             # Those of unknown workflows stay as they are: the parent's call says what is missing.
             if workflow not in self._supervisor.definitions or journal.is_decided(path):

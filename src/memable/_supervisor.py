@@ -223,7 +223,7 @@ class Supervisor:
         run = Run(self.services, self, entry, entry.header, journal, is_first=is_first, is_memo_only=is_memo_only)
         entry.run = run
         # Whoever wants to cancel the instance may have been waiting for its run.
-        entry.notify()
+        entry.note_prepared()
         if run.cancel_request is not None and not is_memo_only:
             run.cancel("cancelled")
         if self.is_halted:
