@@ -4,6 +4,7 @@ What all tests share: settings of Hypothesis, and the stores.
 
 from __future__ import annotations
 
+import signal
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from stores import DirectoryPlace, MemoryPlace, Place
 # An installed memable brings its plugin along, and pytest takes none twice.
 _OWN_PLUGIN = [] if entry_points(group="pytest11", name="memable") else ["memable._pytest_plugin"]
 pytest_plugins = ["pytester", *_OWN_PLUGIN]
+
+# A shell lets what it runs in the background ignore control-C, and tests that press it would go astray.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Time says nothing about a property, so there is no deadline. Where the variable CI is set, Hypothesis would repeat the
 # same examples in each run; there, too, every run looks elsewhere, and a failure prints how to repeat it.

@@ -25,7 +25,9 @@ from trio.testing import MockClock
 import memable
 from memable import MetadataStatus
 from memable._records import InstanceRecord
+from memable._run import Run
 from memable._store._protocol import Store
+from memable._wait import Wait
 from running import kinds_of, workflow_of
 from stores import HookedStore, Place, disk_full, failing_at
 from wrapped_store import WrappedStore, Wrapper
@@ -1378,6 +1380,46 @@ def test_control_c_while_nothing_computes_comes_out_as_itself(where: str):
     assert [type(leaf) for leaf in caught.value.exceptions] == [KeyboardInterrupt]
     assert left == (["body"] if where == "unwinding" else [])
     assert kinds_of(store) == ["instance_started"]
+
+
+@pytest.mark.parametrize("how", ["suspend", "sleep", "call"])
+def test_control_c_just_before_a_body_sleeps_leaves_nobody_to_be_woken(how: str, monkeypatch: pytest.MonkeyPatch):
+    """
+    Control-C at the moment at which a branch is about to wait comes out of the block; the branch does not go astray.
+
+    A regression: it was woken while it unwound, and trio broke down.
+    """
+    original = Run.begin_wait
+
+    def begin_wait(self: Run, wait: Wait) -> bool:
+        is_waiting = original(self, wait)
+        press_control_c()
+        return is_waiting
+
+    monkeypatch.setattr(Run, "begin_wait", begin_wait)
+    point = memable.SuspendPoint("p", int)
+
+    @memable.workflow
+    async def child(ctx: memable.Context) -> None:
+        await trio.sleep_forever()
+
+    async def body(ctx: memable.Context) -> None:
+        if how == "suspend":
+            await ctx.suspend(point)
+        elif how == "sleep":
+            await ctx.sleep("s", 10)
+        else:
+            await ctx.call("c", child)
+
+    workflow = workflow_of(body)
+
+    async def main() -> None:
+        async with memable.open_engine(memable.InMemoryStore(), workflows=[workflow, child]) as engine:
+            await engine.invoke(workflow, instance_id="i")
+            await trio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
 
 
 def test_control_c_while_runs_unwind_has_the_blocks_exception_as_its_context():

@@ -19,6 +19,7 @@ from memable._clock import current_clock
 from memable._encoded import Encoded
 from memable._records import InstanceCompleted, InstanceRecord, InstanceStarted, InstanceSuspended
 from memable._recovering import RECOVERY_BATCH
+from memable._timers import Timers
 from running import kinds_of, workflow_of
 from stores import Gate, HookedStore, MemoryPlace, Place
 from wrapped_store import WrappedStore, Wrapper
@@ -245,37 +246,58 @@ async def napping(ctx: memable.Context) -> str:
 
 
 @pytest.mark.parametrize("is_late", [False, True], ids=["registered at open", "registered later"])
-async def test_overdue_sleeper_counts_as_executing_from_the_open_on(
-    is_late: bool, place: Place, autojump_clock: MockClock
+@pytest.mark.parametrize("how", ["wait_all", "leaving the block"])
+async def test_overdue_sleeper_executes_from_the_open_on(
+    how: str, is_late: bool, place: Place, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ):
     """
-    A regression: until its timer had fired, nobody waited for it, and leaving the block cancelled the run it had begun.
+    What is overdue when a store is opened is waited for at once, not only when a timer has told so.
+
+    A regression: until then nobody waited for it, and a block that was left just then cancelled the run.
     """
     async with memable.open_engine(place.store(), workflows=[napping]) as engine:
         await engine.invoke(napping, instance_id="i")
     autojump_clock.jump(1_000)
 
+    async def never_go_off(_timers: Timers) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Timers, "run", never_go_off)
     async with memable.open_engine(place.store(), workflows=[] if is_late else [napping]) as engine:
         if is_late:
             engine.register(napping)
-        await engine.wait_all()
-        assert await engine.state("napping", "i") == memable.Completed()
-
-
-@pytest.mark.parametrize("is_late", [False, True], ids=["registered at open", "registered later"])
-async def test_overdue_sleeper_comes_to_its_end_though_the_block_is_left_at_once(
-    is_late: bool, place: Place, autojump_clock: MockClock
-):
-    async with memable.open_engine(place.store(), workflows=[napping]) as engine:
-        await engine.invoke(napping, instance_id="i")
-    autojump_clock.jump(1_000)
-
-    async with memable.open_engine(place.store(), workflows=[] if is_late else [napping]) as engine:
-        if is_late:
-            engine.register(napping)
-
+        if how == "wait_all":
+            await engine.wait_all()
+            assert await engine.state(napping, "i") == memable.Completed()
     async with memable.open_engine(place.store()) as engine:
         assert await engine.state("napping", "i") == memable.Completed()
+
+
+@pytest.mark.parametrize("max_parked", [0, 1000], ids=["passivated", "parked"])
+def test_sleeper_that_wakes_while_the_block_is_left_comes_to_its_end_or_sleeps_on(max_parked: int):
+    """
+    Whatever the moment at which a block is left, it does not cancel what has just woken.
+
+    A regression: what woke between the last look at what executes and the end was left as running.
+    """
+
+    async def main(ticks: int) -> memable.MetadataStatus:
+        store = memable.InMemoryStore()
+        async with memable.open_engine(store, workflows=[napping], max_parked=max_parked) as engine:
+            await engine.invoke(napping, instance_id="i")
+            await trio.sleep(30)
+            for _ in range(ticks):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        async with memable.open_engine(store) as engine:
+            found = await engine.metadata("napping", "i")
+            assert found is not None
+            return found.status
+
+    # Trio runs tasks in any order: several times, so that each order comes.
+    left = {
+        trio.run(main, ticks, clock=MockClock(autojump_threshold=0)) for ticks in range(12) for _attempt in range(8)
+    }
+    assert left <= {MetadataStatus.COMPLETED, MetadataStatus.SUSPENDED}
 
 
 async def test_register_refuses_what_it_cannot_take(autojump_clock: object):

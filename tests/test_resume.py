@@ -4,6 +4,7 @@ Running instances again: what is cleared, what is forgotten, and what happens wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from trio.testing import MockClock
 
 import memable
 from memable import MetadataStatus
+from memable._records import InstanceCancelled, InstanceRecord
 from running import ending_of, kinds_of, workflow_of
-from stores import Gate, HookedStore, Place
+from stores import Gate, HookedStore, Place, disk_full
 
 MAX_TICKS = 20
 "More schedule points than any one call has."
@@ -535,3 +537,40 @@ def test_resume_cancelled_at_any_point_resumes_wholly_or_not_at_all():
     for ticks in range(-1, MAX_TICKS):
         was_cancelled = {trio.run(main, ticks, clock=MockClock(autojump_threshold=0)) for _ in range(5)}
         assert True not in was_cancelled if ticks == MAX_TICKS - 1 else ticks >= 0 or was_cancelled == {True}
+
+
+async def test_resuming_what_is_being_cancelled_leaves_its_cancelled_children_alone(autojump_clock: MockClock):
+    """
+    A parent whose process died when its child was cancelled, and it itself not yet, is only unwound when it is resumed.
+    """
+    ran: list[str] = []
+    kept = memable.InMemoryStore()
+
+    @memable.workflow
+    async def child(ctx: memable.Context) -> None:
+        ran.append("child")
+        await ctx.sleep("nap", 1_000_000)
+
+    @memable.workflow
+    async def parent(ctx: memable.Context) -> None:
+        await ctx.call("child", child)
+
+    async def fail_at_the_parents_end(records: Sequence[InstanceRecord]) -> None:
+        if any(isinstance(record, InstanceCancelled) and record.instance == 1 for record in records):
+            raise disk_full()
+
+    workflows = [parent, child]
+    with pytest.raises(memable.StorageError):
+        async with memable.open_engine(
+            HookedStore(kept, before_append=fail_at_the_parents_end), workflows=workflows
+        ) as engine:
+            await engine.invoke(parent, instance_id="i")
+            await trio.sleep(1)
+            await engine.cancel(parent, "i")
+    ran.clear()
+    async with memable.open_engine(kept, workflows=workflows, resume_on_start=False) as engine:
+        assert isinstance(await engine.state(child, "i/child"), memable.Cancelled)
+        invocation = await engine.resume(parent, "i")
+        assert isinstance(await invocation.wait(), memable.Cancelled)
+        assert isinstance(await engine.state(child, "i/child"), memable.Cancelled)
+    assert ran == []

@@ -1,5 +1,5 @@
 """
-Tests of the sleep that many tasks do at once.
+Sleeps of many tasks: how they are woken and cancelled.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import outcome
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from memable._sleeping import message_for, sleep
+from memable._sleeping import message_for, sleep, sleep_unless_cancelled
 
 
 def refuse(_raise_cancel: object) -> trio.lowlevel.Abort:
@@ -62,25 +62,43 @@ async def test_sleep_is_not_ended_by_a_cancellation_that_its_message_refuses():
     assert told == [None]
 
 
-async def test_message_is_what_trio_itself_would_give_its_scheduler():
+async def test_sleep_that_may_be_cancelled_asks_its_own_abort():
     """
-    Told apart by trio's own sleep, which is woken and cancelled in the same way.
+    Of two tasks, each is cancelled by the function that it has given, and raises ``Cancelled`` if that lets it.
     """
-    asked: list[object] = []
+    asked: list[str] = []
+    scopes = {name: trio.CancelScope() for name in ("one", "other")}
 
-    def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-        asked.append("abort")
-        return trio.lowlevel.Abort.FAILED
+    async def wait(name: str) -> None:
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            asked.append(name)
+            return trio.lowlevel.Abort.SUCCEEDED
 
+        with scopes[name]:
+            await sleep_unless_cancelled(message_for(abort))
+
+    async with trio.open_nursery() as nursery:
+        for name in scopes:
+            nursery.start_soon(wait, name)
+        await wait_all_tasks_blocked()
+        scopes["other"].cancel()
+        await wait_all_tasks_blocked()
+        assert asked == ["other"]
+        assert scopes["other"].cancelled_caught
+        scopes["one"].cancel()
+    assert asked == ["other", "one"]
+
+
+async def test_sleep_that_may_be_cancelled_returns_what_it_is_woken_with():
+    told: list[object] = []
     sleeping: list[trio.lowlevel.Task] = []
 
     async def wait() -> None:
         sleeping.append(trio.lowlevel.current_task())
-        await sleep(message_for(abort))
+        told.append(await sleep_unless_cancelled(message_for(refuse)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
         await wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
-        assert asked == ["abort"]
-        trio.lowlevel.reschedule(sleeping[0], outcome.Value(None))
+        trio.lowlevel.reschedule(sleeping[0], outcome.Value("woken"))
+    assert told == ["woken"]

@@ -1,10 +1,9 @@
 """
 A task's sleep that takes as little memory as it can.
 
-``trio.lowlevel.wait_task_rescheduled`` makes four objects for each task that sleeps: a coroutine with its frame, a
-generator, and the message to trio's scheduler with its dict. Thousands of tasks wait for one sync, and then the garbage
-collector looks at all of that again and again; a tenth of the time that a step takes went there. What all of those
-sleeps have in common is the message, so they share one.
+``trio.lowlevel.wait_task_rescheduled`` makes a coroutine with its frame, a generator, and a message to trio's scheduler
+with its dict, for each task that sleeps. Thousands of tasks wait for one sync, and then the garbage collector looks at
+all of that again and again. What those sleeps have in common is the message, so they share one.
 
 The message is the one that ``wait_task_rescheduled`` gives the scheduler, got by asking it once outside of any task:
 nothing private of trio's is named here.
@@ -40,7 +39,7 @@ def sleep(message: Message) -> Generator[Message, outcome.Value[Any], Any]:
     Sleep until somebody reschedules the current task, with an ``outcome.Value``; return what that holds.
 
     One outcome may wake many: unlike in ``wait_task_rescheduled`` it is not used up.
-    Only for messages whose *abort* never succeeds: an ``outcome.Error`` is not raised.
+    Only for messages whose *abort* never succeeds: an ``outcome.Error`` is not raised. So no cancellation ends it.
     """
     return (yield message).value
 
@@ -49,5 +48,8 @@ def sleep(message: Message) -> Generator[Message, outcome.Value[Any], Any]:
 def sleep_unless_cancelled(message: Message) -> Generator[Message, outcome.Outcome[Any], Any]:
     """
     Do what ``wait_task_rescheduled`` does with the *abort* of the message, without a coroutine of its own.
+
+    Cancellation:
+        Raises ``Cancelled`` if *abort* says that it succeeded. Each task needs a message of its own for that.
     """
     return (yield message).unwrap()

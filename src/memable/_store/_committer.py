@@ -137,9 +137,8 @@ class Committer:
         if self._failure is not None:
             raise self._failed(self._failure)
         self.check_open()
-        self._enqueue(records)
         task = trio.lowlevel.current_task()
-        self._tasks.append(task)
+        self._enqueue(records, task)
         if self._is_busy:
             failure: BaseException | None = await sleep(_COMMITTED)
         else:
@@ -160,13 +159,14 @@ class Committer:
                 raise failure
             raise self._failed(failure)
 
-    def _enqueue(self, records: Sequence[InstanceRecord]) -> None:
+    def _enqueue(self, records: Sequence[InstanceRecord], task: trio.lowlevel.Task) -> None:
         texts = list(map(encode_record, records))
         self._index.admit(records)
         self._records += records
         self._texts += texts
         self._counts.append(len(texts))
         self._sizes.append(sum(map(len, texts)))
+        self._tasks.append(task)
 
     async def begin(self, opened: StoreOpened) -> None:
         """
