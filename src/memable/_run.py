@@ -18,7 +18,6 @@ import trio
 
 from ._activity import Activity, RunWatcher
 from ._decide import RunFacts
-from ._encoded import Encoded
 from ._errors import (
     DuplicateKeyError,
     InvalidKeyError,
@@ -41,7 +40,6 @@ from ._records import (
     InstanceRecord,
     InstanceSuspended,
     RunStarted,
-    StepCompleted,
     WaitAbandoned,
 )
 from ._related import related_to
@@ -920,27 +918,6 @@ class Run:
             seq=self.ledger.next_seq(),
             at=self.services.clock.now(),
             **facts,
-        )
-        return (*beginnings, record) if beginnings else (record,)
-
-    def draft_completed(
-        self, operation: str, place: Place, path: str, value: Encoded, *, started_at: float, attempt: int
-    ) -> tuple[InstanceRecord, ...]:
-        """
-        Do what ``draft`` does for a step that was completed, quicker.
-        """
-        if self.is_over:
-            raise self.run_ended(operation)
-        beginnings = () if place.beginning is None else self._beginnings(place)
-        record = StepCompleted(
-            instance=self._header.number,
-            seq=self.ledger.next_seq(),
-            at=self.services.clock.now(),
-            path=path,
-            value=value,
-            started_at=started_at,
-            attempt=attempt,
-            status=self.take_status(),
         )
         return (*beginnings, record) if beginnings else (record,)
 

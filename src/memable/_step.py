@@ -120,7 +120,7 @@ _Made: TypeAlias = _Returned | _Retrying | _GaveUp | _NotDone
 "What one attempt made of the step."
 
 
-async def perform_step(run: Run, place: Place, key: str, step: Step) -> Any:  # noqa: PLR0915 - in one piece, as below
+async def perform_step(run: Run, place: Place, key: str, step: Step) -> Any:
     """
     Return the step's recorded value, or run it and record its outcome.
 
@@ -144,14 +144,7 @@ async def perform_step(run: Run, place: Place, key: str, step: Step) -> Any:  # 
             error.workflow, error.instance_id, error.key = run.workflow_name, run.instance_id, path
             raise run.blame(error) from None
         if memo is not None:
-            # What ``run.serve_memo`` does: a body may ask for thousands.
-            run.replay.begin_serving()
-            try:
-                await trio.lowlevel.checkpoint()
-            finally:
-                run.replay.end_serving()
-            if run.open_scopes:
-                run.after_memo()
+            await run.serve_memo()
         else:
             # With a memo these do not matter: one that is computed from what is left of a time may be negative by now.
             problem = find_misused_settings(step)
@@ -608,11 +601,10 @@ def _draft(
     run: Run, place: Place, path: str, step: Step, made: _Made, *, attempt: int, started_at: float
 ) -> tuple[InstanceRecord, ...]:
     """Return what is to be made durable of what an attempt made of the step. The last record is the step's own."""
-    if isinstance(made, _Returned):
-        # The usual case, done without the dicts that carry the others' facts.
-        return run.draft_completed(step.operation, place, path, made.encoded, started_at=started_at, attempt=attempt)
     common = {"path": path, "started_at": started_at, "attempt": attempt}
     match made:
+        case _Returned(encoded, _):
+            return run.draft(step.operation, place, StepCompleted, value=encoded, **common)
         case _Retrying(info, delay_s):
             due = run.services.clock.now() + delay_s
             return run.draft(step.operation, place, AttemptFailed, error=info, next_attempt_at=due, **common)
