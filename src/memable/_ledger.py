@@ -93,7 +93,9 @@ class Ledger:
         try:
             await self._services.store.append(records)
         except StorageError as error:
-            self.note_failed(error)
+            # Not the body's business: the engine stops, and this run is unwound by it.
+            self.failure = error
+            self._services.fail(error)
             return False
         finally:
             self.end_append()
@@ -122,14 +124,6 @@ class Ledger:
                 elif self.is_suspended and type(record) not in _STILL_SUSPENDED:
                     self.is_suspended = False
         return newest
-
-    def note_failed(self, error: StorageError) -> None:
-        """
-        Take note that what was queued could not be made durable.
-        """
-        # Not the body's business: the engine stops, and this run is unwound by it.
-        self.failure = error
-        self._services.fail(error)
 
     def end_append(self) -> None:
         """

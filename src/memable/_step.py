@@ -27,7 +27,6 @@ from ._errors import (
     SerializationError,
     StepFailedError,
     StepTimeoutError,
-    StorageError,
     TypeMismatchError,
     WorkflowCodeError,
 )
@@ -269,21 +268,10 @@ async def execute_step(run: Run, place: Place, path: str, step: Step, annotation
             made = await _attempt(run, path, step, annotation, attempt)
             records = _draft(run, place, path, step, made, attempt=attempt, started_at=started_at)
             value = made.value if isinstance(made, _Returned) else None
-            # What waits for the disk is to be small, there may be thousands: so this is not kept meanwhile, and the
-            # ledger's ``append`` is done without a function of its own.
+            # Not kept meanwhile: what waits for the disk is to be small, there may be thousands.
             del made
-            newest = run.ledger.note_queued(records)
-            is_durable = False
-            try:
-                await run.services.store.append(records)
-                is_durable = True
-            except StorageError as error:
-                run.ledger.note_failed(error)
-            finally:
-                run.ledger.end_append()
-            if not is_durable:
+            if not await run.ledger.append(records):
                 await run.refuse_uncommitted(step.operation)
-            run.ledger.take_in(newest)
         finally:
             run.activity.end_execution()
         record = records[-1]
