@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from types import CoroutineType, MappingProxyType
+from types import MappingProxyType
 from typing import Any, TypeAlias, assert_never, cast
 
 import attrs
@@ -51,7 +51,6 @@ from ._step_misuse import (
     find_misused_result,
     find_misused_setting,
 )
-from ._values._codec import Codec
 from ._wait import Wait
 
 StepRecord: TypeAlias = StepCompleted | AttemptFailed | StepFailed
@@ -439,9 +438,7 @@ def _settled(run: Run, path: str, annotation: Any) -> _Returned | _Failure | Non
     return _Returned(memo.value, outcome) if isinstance(memo, StepCompleted) else outcome
 
 
-async def _attempt(  # noqa: PLR0912 - in one piece, since each coroutine more is felt
-    run: Run, path: str, step: Step, annotation: Any, attempt: int
-) -> _Made:
+async def _attempt(run: Run, path: str, step: Step, annotation: Any, attempt: int) -> _Made:
     """Call the function once. What it raises and is not the step's outcome passes through."""
     codec = run.services.codec
     try:
@@ -449,65 +446,29 @@ async def _attempt(  # noqa: PLR0912 - in one piece, since each coroutine more i
         codec.check(annotation)
     except SerializationError as error:
         return _unencodable(error.problem)
-    observer = run.services.observer
-    if observer is not None and not step.is_probe:
-        observer.on_executed(run, path, attempt)
-    progress = StepInProgress(run, path)
-    value: Any = None
+    if run.services.observer is not None and not step.is_probe:
+        run.services.observer.on_executed(run, path, attempt)
     try:
-        token = current_step.set(progress)
-        problem: str | None = None
-        try:
-            if step.timeout is not None:
-                value, problem = await _call_in_time(run, path, step, attempt)
-            elif step.operation == "step_in_thread":
-                value, problem = await _call_in_thread(run, step)
-            else:
-                value = step.fn(*step.args)
-                if type(value) is not CoroutineType:
-                    problem = find_misused_result(step.operation, value)
-                if problem is None:
-                    value = await value
-        except Exception:
-            # Whatever the function made of being told that the code is wrong: that it was told so is what counts.
-            if progress.code_error is None:
-                raise
-            problem = None
-        finally:
-            current_step.reset(token)
-        if problem is not None:
-            raise run.misuse(problem, path)
-        if progress.code_error is not None:
-            # The function was told that the code is wrong, and went on: what it made of that is no outcome.
-            raise copy.copy(progress.code_error)
-        if observer is not None and not step.once:
+        value = await (_call(run, path, step) if step.timeout is None else _call_in_time(run, path, step, attempt))
+        if run.services.observer is not None and not step.once:
             # An effect that must not repeat is never cancelled.
-            observer.on_finished(run, path)
+            run.services.observer.on_finished(run, path)
     except Exception as exc:  # noqa: BLE001 - a step may fail with anything
         return await _judge(run, path, step, exc, attempt)
-    return _encoded(codec, value, annotation)
-
-
-def _encoded(codec: Codec, value: object, annotation: Any) -> _Returned | _GaveUp:
-    """Return what the function returned as it is recorded, or why it cannot be."""
     try:
         # What the first run sees is what every replay sees, so it is read back before it counts.
-        return _Returned(*codec.encode_and_read_back(value, annotation))
+        encoded, value = codec.encode_and_read_back(value, annotation)
     except SerializationError as error:
         return _unencodable(error.problem)
     except TypeMismatchError as error:
         return _unencodable(f"its value cannot be read back: {error}")
+    return _Returned(encoded, value)
 
 
-async def _call_in_time(run: Run, path: str, step: Step, attempt: int) -> tuple[Any, str | None]:
-    """Call the function and return what it returned, and what is wrong with that; not after its timeout."""
+async def _call_in_time(run: Run, path: str, step: Step, attempt: int) -> Any:
     assert step.timeout is not None
     with trio.CancelScope(deadline=trio.current_time() + step.timeout):
-        if step.operation == "step_in_thread":
-            return await _call_in_thread(run, step)
-        awaitable = step.fn(*step.args)
-        problem = find_misused_result(step.operation, awaitable)
-        return (await awaitable, None) if problem is None else (None, problem)
+        return await _call(run, path, step)
     raise StepTimeoutError(
         workflow=run.workflow_name,
         instance_id=run.instance_id,
@@ -518,16 +479,38 @@ async def _call_in_time(run: Run, path: str, step: Step, attempt: int) -> tuple[
     )
 
 
-async def _call_in_thread(run: Run, step: Step) -> tuple[Any, str | None]:
-    """Call the function in a thread and return what it returned, and what is wrong with that."""
-    # Abandoned on cancellation: nobody can stop a thread, and the body need not wait for it.
-    (result,) = await (run.services.run_in_thread or trio.to_thread.run_sync)(
-        _call_wrapped, step.fn, step.args, abandon_on_cancel=not step.once, limiter=step.limiter
-    )
-    return result, find_misused_result(step.operation, result)
+async def _call(run: Run, path: str, step: Step) -> Any:
+    progress = StepInProgress(run, path)
+    token = current_step.set(progress)
+    result: Any = None
+    try:
+        if step.operation == "step_in_thread":
+            # Abandoned on cancellation: nobody can stop a thread, and the body need not wait for it.
+            (result,) = await (run.services.run_in_thread or trio.to_thread.run_sync)(
+                _call_in_thread, step.fn, step.args, abandon_on_cancel=not step.once, limiter=step.limiter
+            )
+            problem = find_misused_result(step.operation, result)
+        else:
+            awaitable = step.fn(*step.args)
+            problem = find_misused_result(step.operation, awaitable)
+            if problem is None:
+                result = await awaitable
+    except Exception:
+        # Whatever the function made of being told that the code is wrong: that it was told so is what counts.
+        if progress.code_error is None:
+            raise
+        problem = None
+    finally:
+        current_step.reset(token)
+    if problem is not None:
+        raise run.misuse(problem, path)
+    if progress.code_error is not None:
+        # The function was told that the code is wrong, and went on: what it made of that is no outcome.
+        raise copy.copy(progress.code_error)
+    return result
 
 
-def _call_wrapped(fn: Callable[..., Any], args: tuple[object, ...]) -> tuple[Any]:
+def _call_in_thread(fn: Callable[..., Any], args: tuple[object, ...]) -> tuple[Any]:
     # In a tuple, since trio itself refuses what looks as if it were to be awaited, in words that do not name memable.
     return (fn(*args),)
 
