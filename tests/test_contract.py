@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -599,3 +600,35 @@ async def test_payload_that_is_too_large_is_a_serialization_error(autojump_clock
         await suspended(engine)
         with pytest.raises(memable.SerializationError, match="max_value_bytes"):
             await engine.signal(workflow, INSTANCE, point, "x" * 200)
+
+
+@pytest.mark.parametrize("size", [9_000_000, 64 * 2**20 - 2])
+async def test_values_as_large_as_allowed_are_stored(tmp_path: Path, size: int):
+    """
+    A value may take all of the default ``max_value_bytes``: alone, and recorded at once with another one.
+    """
+    calls: list[int] = []
+    lengths: list[int] = []
+
+    async def fetch(number: int) -> str:
+        calls.append(number)
+        return "x" * size
+
+    async def fetch_in_child(ctx: memable.Context, number: int) -> int:
+        return len(await ctx.step("one", fetch, number))
+
+    async def body(ctx: memable.Context) -> None:
+        lengths.append(len(await ctx.step("first", fetch, 0)))
+        lengths.extend(await ctx.fan_out("others", fetch_in_child, [1, 2]))
+        await ctx.suspend(P)
+        lengths.append(len(await ctx.step("first, again", fetch, 3)))
+
+    workflow = workflow_of(body)
+    async with memable.open_engine(tmp_path / "store", workflows=[workflow]) as engine:
+        await engine.invoke(workflow, instance_id=INSTANCE)
+        await suspended(engine)
+    async with memable.open_engine(tmp_path / "store", workflows=[workflow]) as engine:
+        await engine.signal(workflow, INSTANCE, P, 1)
+        await ending_of(await engine.get(workflow, INSTANCE))
+    assert lengths == [size] * 7
+    assert sorted(calls) == [0, 1, 2, 3]

@@ -483,6 +483,33 @@ async def test_batches_are_bound_in_size(path: Path, monkeypatch: pytest.MonkeyP
     assert len(sizes) > 6
 
 
+@pytest.mark.parametrize(
+    ("sizes", "batches"),
+    [
+        pytest.param([5000], [1], id="alone"),
+        pytest.param([5000, 300], [1, 1], id="with a small one"),
+        pytest.param([5000, 5000], [1, 1], id="two"),
+        pytest.param([700, 700, 700], [1, 1, 1], id="none that is larger"),
+        pytest.param([300, 300, 300, 300, 300], [1, 2, 2], id="as many as fit"),
+    ],
+)
+async def test_append_larger_than_a_batch_may_be_is_a_batch_of_its_own(
+    path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int], batches: list[int]
+):
+    """Whatever else is in the queue, and if there is nothing else: nobody waits for ever."""
+    async with FileStore(path).open(current_clock()) as opened:
+        numbers = [await start(opened) for _ in sizes]
+        begin = len((path / "00000001.log").read_bytes().splitlines())
+        monkeypatch.setattr(_committer, "MAX_BATCH_BYTES", 1200)
+        async with trio.open_nursery() as nursery:
+            for number, size in zip(numbers, sizes, strict=True):
+                nursery.start_soon(opened.append, [step(number, 2, b"7" * size)])
+        assert [header.seq for header in await opened.headers()] == [2] * len(sizes)
+    found = [line.split()[1].split(b".")[1] for line in (path / "00000001.log").read_bytes().splitlines()[begin:-1]]
+    # Which of them is first is trio's choice.
+    assert sorted(found.count(batch) for batch in set(found)) == batches
+
+
 async def test_long_journal_loads_in_pieces(path: Path):
     """A journal spread over the log comes back whole: near lines are read together, far ones apart."""
     async with FileStore(path).open(current_clock()) as opened:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import logging
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 
 import attrs
 import outcome
@@ -329,10 +331,9 @@ class Committer:
             taken = self._tasks, self._texts, self._records, size
             self._tasks, self._texts, self._records, self._counts, self._sizes = [], [], [], [], []
             return taken
-        size = appends = 0
-        while not appends or size + self._sizes[appends] <= MAX_BATCH_BYTES:
-            size += self._sizes[appends]
-            appends += 1
+        # At least one: what is larger than a batch may be is a batch of its own.
+        appends = max(1, bisect_right(list(accumulate(self._sizes)), MAX_BATCH_BYTES))
+        size = sum(self._sizes[:appends])
         count = sum(self._counts[:appends])
         taken = self._tasks[:appends], self._texts[:count], self._records[:count], size
         for queue, end in (
