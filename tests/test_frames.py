@@ -5,6 +5,7 @@ The lines of a log, and its header.
 from __future__ import annotations
 
 import re
+from zlib import crc32
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from memable._errors import StoreCorruptedError, StoreVersionError
 from memable._frames import (
     Line,
     SegmentHeader,
+    checksum_with,
     decode_header,
     encode_header,
     find_line_start,
@@ -39,6 +41,19 @@ def test_batch_round_trips(batch: list[Record], session: int, number: int):
         (session, number, position, position == len(batch) - 1) for position in range(len(batch))
     ]
     assert [line and decode_record(line.text) for line in parsed] == batch
+
+
+@given(
+    st.lists(
+        st.one_of(st.just(b"1"), st.integers(30_000, 40_000).map(lambda size: b"7" * size)), min_size=1, max_size=4
+    ),
+    st.integers(0, 2**32 - 1),
+)
+def test_checksum_with_a_batch_is_that_of_all_bytes(texts: list[bytes], checksum: int):
+    """However long the lines are: those that are long are not gone through again."""
+    lines = frame_batch(SEED, 3, 17, texts)
+    text = b"".join(lines)
+    assert checksum_with(checksum, lines, text, SEED) == crc32(text, checksum)
 
 
 def test_line_is_readable():

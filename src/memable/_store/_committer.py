@@ -41,8 +41,8 @@ logger = logging.getLogger("memable")
 
 #: A batch is closed at this size, so that one sync never has to wait for much; a larger record is a batch of its own.
 MAX_BATCH_BYTES = 8 * 1024 * 1024
-#: More than this is never waited for on the spot: so much a quick disk takes in a fraction of a millisecond.
-MAX_WAITED_BYTES = 64 * 1024
+#: For more than this the event loop never waits itself: so much a quick disk takes in about a millisecond.
+MAX_WAITED_BYTES = 256 * 1024
 
 
 #: Nobody may turn away from an append: its records are on their way.

@@ -17,7 +17,7 @@ from zlib import crc32
 import attrs
 
 from .._disk import DiskFile, write_fully
-from .._frames import LogState, Sealed, SegmentHeader, encode_header, frame_batch
+from .._frames import LogState, Sealed, SegmentHeader, checksum_with, encode_header, frame_batch
 from .._segments import segment
 from .._spans import MAX_SEGMENT, span_of
 from ._directory import put_in_place
@@ -126,7 +126,7 @@ class LogTail:
             spans.append(span_of(self.segment, self.end, len(line)))
             self.end += len(line)
         if self.checksum is not None:
-            self.checksum = crc32(text, self.checksum)
+            self.checksum = checksum_with(self.checksum, lines, text, self.files.seed)
         self.next_batch += 1
         sealed_size, self._sealed_size = self._sealed_size, None
         return Appended(tuple(spans), self.segment, self.end, self.next_batch, sealed_size, self.checksum)
