@@ -218,6 +218,27 @@ def test_annotation_cache_keeps_no_function_alive() -> None:
     assert seen() is None
 
 
+def test_annotation_cache_never_takes_a_function_for_one_that_is_gone() -> None:
+    """
+    A new function often has the id of one that went away; what was remembered of that is not told of it.
+    """
+    cache = AnnotationCache()
+    ids: set[int] = set()
+    for number in range(200):
+        annotation = [int, str, bytes][number % 3]
+
+        def fn() -> None: ...
+
+        fn.__annotations__["return"] = annotation
+        ids.add(id(fn))
+        assert cache.return_annotation(fn) is annotation
+        assert cache.return_annotation(fn) is annotation
+        del fn
+    assert len(ids) < 200
+    gc.collect()
+    assert not cache._returns
+
+
 def test_empty_is_what_inspect_says() -> None:
     """
     An annotation that is absent is the one that ``inspect`` has for it.

@@ -179,6 +179,28 @@ async def test_wait_and_result_of_an_ended_instance_return_at_once(place: Place,
         assert trio.current_time() == began
 
 
+@pytest.mark.parametrize("pauses", [0, 1, 2, 3, 5, 8, 13])
+async def test_wait_and_result_are_checkpoints_however_far_the_instance_is(
+    pauses: int, place: Place, autojump_clock: object
+):
+    """
+    Each method of a handle yields, and lets others run, at whatever moment of an instance it is called.
+    """
+
+    @memable.workflow
+    async def quick(ctx: memable.Context) -> int:
+        await ctx.step("one", trio.lowlevel.checkpoint)
+        return 1
+
+    for method in ("wait", "result"):
+        async with memable.open_engine(place.store(), workflows=[quick]) as engine:
+            invocation = await engine.invoke(quick, instance_id=method)
+            for _ in range(pauses):
+                await trio.lowlevel.checkpoint()
+            with trio.testing.assert_checkpoints():
+                await getattr(invocation, method)()
+
+
 @pytest.mark.parametrize("method", ["wait", "result"])
 async def test_waiting_that_is_cancelled_leaves_the_instance_alone(method: str, place: Place, autojump_clock: object):
     """
@@ -328,6 +350,7 @@ def test_control_c_just_before_a_handle_sleeps_leaves_nobody_to_be_woken(monkeyp
     async def main() -> int:
         async with memable.open_engine(memable.InMemoryStore(), workflows=[waiting]) as engine:
             invocation = await engine.invoke(waiting, instance_id="i")
+            await trio.sleep(1)
             with pytest.raises(KeyboardInterrupt):
                 await invocation.result()
             await engine.signal(waiting, "i", point, 7)

@@ -50,6 +50,7 @@ LEVELS = {
         "_record_json",
         "_spans",
         "_segments",
+        "_crc",
         "_frames",
         "_scan",
         "_proven",

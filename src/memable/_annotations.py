@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from ._errors import MisuseError
 from ._qualified_name import qualified_name
@@ -37,24 +37,37 @@ class AnnotationCache:
     """
 
     def __init__(self) -> None:
-        self._returns: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        # By the function's id, with a reference that drops the entry when the function goes: a dictionary with weak
+        # keys takes four times as long to be asked, which each step would pay for.
+        self._returns: dict[int, tuple[ref[Any], Any]] = {}
         self._parameters: WeakKeyDictionary[Any, dict[tuple[int, bool], tuple[Any, ...]]] = WeakKeyDictionary()
 
     def return_annotation(self, fn: Callable[..., Any]) -> Any:
         """
         Return what the function `return_annotation` returns.
         """
-        target = _undress(fn)
+        target = fn if type(fn) is types.FunctionType else _undress(fn)
         if type(target) is not types.FunctionType:
             return return_annotation(target)
         # The likely case of a function without annotations; a decorated one has its __wrapped__ in its __dict__.
         if not target.__annotations__ and not target.__dict__:
             return EMPTY
-        try:
-            return self._returns[target]
-        except KeyError:
-            found = self._returns[target] = return_annotation(target)
-            return found
+        known = self._returns.get(id(target))
+        if known is not None and known[0]() is target:
+            return known[1]
+        found = return_annotation(target)
+        self._returns[id(target)] = (ref(target, self._forget(id(target))), found)
+        return found
+
+    def _forget(self, key: int) -> Callable[[ref[Any]], None]:
+        returns = self._returns
+
+        def forget(gone: ref[Any]) -> None:
+            # Another function may have its id by now.
+            if key in returns and returns[key][0] is gone:
+                del returns[key]
+
+        return forget
 
     def parameter_annotations(
         self,

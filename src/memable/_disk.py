@@ -213,8 +213,12 @@ class RealFile:
         """
         Return the file's length in bytes.
         """
-        with _naming(self.path):
+        # What each append calls does without ``_naming``.
+        try:
             found = os.fstat(self.live_fd())
+        except OSError as exc:
+            exc.filename = str(self.path)
+            raise
         if not found.st_nlink:
             # What is appended to it would be gone with its last descriptor.
             raise OSError(errno.ENOLCK, "the file was removed or replaced while it was open")
@@ -236,18 +240,24 @@ class RealFile:
         """
         Write at *offset*, and return how many bytes were written.
         """
-        with _naming(self.path):
+        try:
             return os.pwrite(self.live_fd(), chunk, offset)
+        except OSError as exc:
+            exc.filename = str(self.path)
+            raise
 
     def sync(self) -> None:
         """
         Return when all that was written is on the disk, not only in the drive's own memory.
         """
-        with _naming(self.path):
+        try:
             if sys.platform == "darwin":  # pragma: no cover - has no tests of its own
                 _sync_drive(self.live_fd())
             else:
                 os.fdatasync(self.live_fd())
+        except OSError as exc:
+            exc.filename = str(self.path)
+            raise
 
     def truncate(self, size: int) -> None:
         """
@@ -561,7 +571,7 @@ def _close_both(file: RealFile | None, directory: RealFile) -> None:
 
 
 class _naming:  # noqa: N801 - used like a function
-    """Has an error tell the whole path, not only the name within a locked directory. A class: each append uses it."""
+    """Has an error tell the whole path, not only the name within a locked directory."""
 
     __slots__ = ("_path",)
 

@@ -21,6 +21,7 @@ from ._errors import (
     EngineStoppedError,
     InstanceBusyError,
     InstanceConflictError,
+    MemableError,
     MisuseError,
     SerializationError,
     StorageError,
@@ -395,10 +396,16 @@ class Engine:
         if early not in ("reject", "keep"):
             raise MisuseError(problem=f"early is {early!r}; give 'reject' or 'keep'")
         path = None if within is None else check_path(within)
-        await trio.lowlevel.checkpoint()
-        self._refuse_halted("engine.signal", workflow, instance_id)
-        entry = await self._instances.entry(_name_of(workflow), instance_id)
-        await self._answers.signal(entry, point, payload, within=path, keeps=early == "keep")
+        # To deliver it is a checkpoint without it.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._refuse_halted("engine.signal", workflow, instance_id)
+            entry = await self._instances.entry(_name_of(workflow), instance_id)
+            await self._answers.signal(entry, point, payload, within=path, keeps=early == "keep")
+        except MemableError:
+            # Whoever tries again and again lets others run.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            raise
         await trio.lowlevel.checkpoint_if_cancelled()
         return Invocation(self._instances, entry)
 

@@ -107,8 +107,12 @@ class Invocation(Generic[R_co]):
     # Interrupted by control-C just before it sleeps, it would be woken while it does something else.
     @trio.lowlevel.enable_ki_protection
     async def _wait_for(self, classes: tuple[type[WorkflowState], ...], operation: str) -> WorkflowState:
-        await trio.lowlevel.checkpoint()
         entry = self._entry
+        if entry.is_executing and not entry.header.status.is_terminal:
+            # It sleeps then, which is a checkpoint by itself.
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
         while True:
             version = entry.version
             state = await self._instances.entry_state(entry)

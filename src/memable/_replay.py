@@ -63,7 +63,7 @@ class Replay:
         """
         Take note that what is recorded at *path* was asked for, and is told.
         """
-        self.ask(path)
+        self._unasked.pop(path, None)
         self._unserved.pop(path, None)
 
     def leave_expired_scope(self, journal: Journal, prefix: str, after: int, before: float) -> None:

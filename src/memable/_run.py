@@ -543,7 +543,8 @@ class Run:
             await trio.lowlevel.checkpoint()
         finally:
             self.replay.end_serving()
-        self.after_memo()
+        if self.open_scopes:
+            self.after_memo()
 
     def after_memo(self) -> None:
         """

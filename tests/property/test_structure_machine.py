@@ -43,6 +43,7 @@ weathers = st.builds(
     pause_s=st.sampled_from([0.0, 10.0, 1000.0]),
     durability=st.sampled_from(["fsync", "fsync", "fsync", "os"]),
     segment_bytes=st.sampled_from([None, None, None, 1_024, 50_000]),
+    max_batch_bytes=st.sampled_from([None, None, None, 1, 300, 1_000]),
     drops_checkpoint=st.sampled_from([False, False, False, True]),
     is_looked_at=st.sampled_from([False, False, False, True]),
 )

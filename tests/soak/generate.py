@@ -121,6 +121,7 @@ def random_weather(rng: Random, *, durability: str) -> Weather:
         segment_bytes=rng.choice([1_024, 3_000, 50_000]) if rng.random() < 0.1 else None,
         drops_checkpoint=rng.random() < 0.1,
         is_looked_at=rng.random() < 0.1,
+        max_batch_bytes=rng.choice([1, 300, 1_000]) if rng.random() < 0.1 else None,
     )
 
 

@@ -11,12 +11,14 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
+from unittest import mock
 
 import attrs
 import trio
 
 import memable
 from memable._records import StepCompleted, StepFailed
+from memable._store import _committer
 from memable._testing._simulated_disk import Fault, SimulatedDisk, lose_all, lose_nothing
 from programs import RETENTION_S, WORKFLOWS, Program, Step, Suspend, ops_of
 from soak.checks import DIRECTORY, MANY_RECOVERIES, Model, ReexecutedError, Sent
@@ -103,7 +105,9 @@ class Story(Model):
             disk.faults = faults
         self.openings.append((self.now, weather.is_late or weather.defect is not None))
         self.prepare(disk, weather)
-        is_cut_short = self.run_session(action, weather)
+        max_batch_bytes = weather.max_batch_bytes or _committer.MAX_BATCH_BYTES
+        with mock.patch.object(_committer, "MAX_BATCH_BYTES", max_batch_bytes):
+            is_cut_short = self.run_session(action, weather)
         loss = self.end_disk(disk, weather)
         self.was_disturbed = loss is not None
         is_power_cut = loss not in (None, "kill")

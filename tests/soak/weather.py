@@ -74,6 +74,8 @@ class Weather:
 
     segment_bytes: int | None = None
     "When the next file of the log is begun, if not as in the other sessions."
+    max_batch_bytes: int | None = None
+    "So much is synced at once, if not as much as usual."
     drops_checkpoint: bool = False
     "Whether somebody has deleted the store's checkpoint before."
     is_looked_at: bool = False
