@@ -33,7 +33,8 @@ class MetadataStatus(enum.Enum):
         return self in _TERMINAL
 
 
-_TERMINAL = frozenset((MetadataStatus.COMPLETED, MetadataStatus.FAILED, MetadataStatus.CANCELLED))
+#: No set: it would ask for the hash of an enum's member, which is a function of Python's.
+_TERMINAL = (MetadataStatus.COMPLETED, MetadataStatus.FAILED, MetadataStatus.CANCELLED)
 
 
 @attrs.frozen
