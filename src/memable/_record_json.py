@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, cast
 
 import attrs
@@ -84,10 +85,13 @@ def _encoder(kind: str) -> Callable[[Any], bytes]:
     def encode_plain(record: Any) -> bytes:
         return dumps({"kind": kind, **head_of(record)})
 
+    if field is None:
+        return encode_plain
     begin = _KIND + kind.encode() + b'",'
+    value_of: Callable[[Any], Encoded] = attrgetter(field)
 
     def encode_with_value(record: Any) -> bytes:
-        value: Encoded = getattr(record, cast(str, field))
+        value = value_of(record)
         data = value.data
         if not data or b"\n" in data or b"\0" in data:
             raise ValueError(f"the value of a {kind} record is not JSON text on one line: {data[:80]!r}")
@@ -96,7 +100,7 @@ def _encoder(kind: str) -> Callable[[Any], bytes]:
         # Joined: a large value is to be copied only once.
         return b"".join((begin, dumps(head)[1:-1], _VALUE, data, b"}"))
 
-    return encode_plain if field is None else encode_with_value
+    return encode_with_value
 
 
 @functools.cache
