@@ -108,7 +108,7 @@ class Invocation(Generic[R_co]):
     @trio.lowlevel.enable_ki_protection
     async def _wait_for(self, classes: tuple[type[WorkflowState], ...], operation: str) -> WorkflowState:
         entry = self._entry
-        if entry.is_executing and not entry.header.status.is_terminal:
+        if entry.run is not None and entry.is_executing and not entry.header.status.is_terminal:
             # It sleeps then, which is a checkpoint by itself.
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
