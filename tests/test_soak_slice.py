@@ -46,7 +46,7 @@ def test_story_is_reproducible() -> None:
     """
     A story follows from its number, whatever was told before, and in whichever process: it is the same one.
     """
-    numbers = range(215, 221)
+    numbers = range(232, 238)
     first, again = tell_stories(numbers), Tally()
     for number in reversed(numbers):
         again.add(tell_stories([number]))

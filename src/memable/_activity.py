@@ -86,6 +86,13 @@ class Activity:
         return wait if wait is not None and wait.is_entered else None
 
     @property
+    def has_cancelled_wait(self) -> bool:
+        """
+        Whether a branch counts as waiting whose task is being cancelled: it is about to go on.
+        """
+        return any(wait.is_entered and wait.task is None for wait in self._all_waits())
+
+    @property
     def has_busy_branch(self) -> bool:
         """
         Whether a branch does not wait.

@@ -90,7 +90,8 @@ class Parking:
             entry = next(iter(self._unrecorded))
             del self._unrecorded[entry]
             run = entry.run
-            if run is not None and run.needs_suspension_record:
+            # Who is cancelled is about to go on. If the process died before, nothing would wake the instance for it.
+            if run is not None and run.needs_suspension_record and not run.activity.has_cancelled_wait:
                 suspension = run.suspension()
                 newest.append(run.ledger.note_queued(suspension))
                 runs.append(run)
