@@ -260,7 +260,7 @@ class Model:
         by_name = {(header.workflow, header.instance_id): number for number, (header, _) in kept.items()}
         assert len(by_name) == len(kept), "two instances of one id"
         if is_doubtful:
-            self.forget_lost()
+            self.forget_lost(kept)
         else:
             self.check_told(kept, by_name)
             self.check_seen(kept, by_name)
@@ -326,16 +326,20 @@ class Model:
             assert not (is_prefix_over and True in there), f"kept, and something before it is not: {append}"
             is_prefix_over |= False in there
 
-    def forget_lost(self) -> None:
+    def forget_lost(self, kept: Kept) -> None:
         """
         Forget what the world knows of effects whose intents are lost: they may happen once more.
         """
-        known = {
-            self.world.step_ids.get((*ledger.name, path))
-            for ledger in self.ledgers.values()
-            for path in (*ledger.intents, *ledger.memos)
-        }
-        self.world.happened = {one: made for one, made in self.world.happened.items() if one in known}
+        world = self.world
+        known: set[str] = set()
+        for number, (_, records) in kept.items():
+            ledger, journal = self.ledgers[number], journal_of(records)
+            for path in (*ledger.intents, *ledger.memos):
+                step_id = world.step_ids.get((*ledger.name, path))
+                # Else the intent is that of an older instance of its name, or of an older generation, which is back.
+                if step_id is not None and world.owners[step_id] == (number, journal.generation(path)):
+                    known.add(step_id)
+        world.happened = {one: made for one, made in world.happened.items() if one in known}
 
     def check_told(self, kept: Kept, by_name: dict[Name, int]) -> None:
         for what, name in self.told:
