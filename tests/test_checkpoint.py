@@ -50,7 +50,7 @@ async def contents(store: OpenStore) -> object:
         for workflow in ("w", "v", "child")
     }
     return {
-        "headers": [attrs.asdict(header) for header in headers],
+        "headers": [attrs.asdict(header, filter=lambda field, _: field.eq) for header in headers],
         "live": [header.number for header in await store.live()],
         "ended": ends,
         "first": [await store.first_end(workflow) for workflow in ends],

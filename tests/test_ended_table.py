@@ -44,23 +44,16 @@ def test_table_keeps_every_field_of_a_header():
         "completed_at": 8.5,
         "session": 2**40,
         "parent": "p/q\udfff",
-        "detached": True,
         "status": MetadataStatus.CANCELLED,
         "message": "said",
         "error_message": "failed",
         "key": "",
         "wake_at": 0.0,
-        "awaits_children": True,
         "recoveries": 2**33,
         "seq": 2**63,
-        "cancel_requested": True,
-        "needs_resume": True,
-        "has_children": True,
-        "has_compensations": True,
-        "is_compensating": True,
-        "has_forgotten": True,
+        "flags": 0b1111_1111,
     }
-    assert unusual.keys() == {field.name for field in attrs.fields(InstanceHeader)}
+    assert unusual.keys() == {field.name for field in attrs.fields(InstanceHeader) if field.init}
     for name, value in unusual.items():
         header = attrs.evolve(ended(5), **{name: value})
         table = EndedTable()

@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 import threading
 import time
+from array import array
 from bisect import insort
 
 import attrs
 import pytest
 
+from memable._encoded import Encoded
 from memable._frames import frame_batch
 from memable._record_json import encode_record
-from memable._records import InstanceRecord, StoreClosed, StoreOpened
+from memable._records import InstanceRecord, InstanceSuspended, SignalKept, StoreClosed, StoreOpened
 from memable._scan import Entry, record_of
 from memable._spans import spans_of
 from memable._states import MetadataStatus
@@ -281,9 +284,9 @@ def test_index_snapshot_follows_what_was_live():
         index.fold(completed(1, seq), 10 * seq)
         index.fold(resumed(1, seq + 1), 10 * seq + 10)
     for snapshot in (first, second):
-        header, spans = snapshot.live[1]
+        header = snapshot.live[1]
         assert header is index.header(1)
-        assert (header.seq, list(spans)) == (7, [10, 20, 30, 40, 50, 60, 70])
+        assert (header.seq, list(header.spans)) == (7, [10, 20, 30, 40, 50, 60, 70])
     assert list(index.spans(1)) == [10, 20, 30, 40, 50, 60, 70]
 
 
@@ -393,3 +396,24 @@ def test_index_notes_a_second_start_under_one_name_in_lines(has_ended: bool):
     spans = replay_lines(index, *first, started(2, name="x"), step(2, 2))
     assert (index.orphans(), index.has(2)) == ({2: spans[-2]}, False)
     assert index.number_of("w", "x") == 1
+
+
+def test_what_waits_keeps_its_spans_packed():
+    """
+    An instance that waits takes no more memory than it must, and its spans are those of its records all the same.
+    """
+    index = HeaderIndex()
+    index.fold(started(1), 10)
+    index.fold(InstanceSuspended(instance=1, seq=2, at=1.0, path="w", wake_at=None, note=None), 20)
+    header = index.header(1)
+    assert (type(header.spans), list(index.spans(1))) == (bytes, [10, 20])
+    assert sys.getsizeof(header) <= 176
+    index.fold(SignalKept(instance=1, seq=3, at=1.0, path="v", value=Encoded("builtins.int", b"1")), 30)
+    assert (type(header.spans), list(index.spans(1))) == (bytes, [10, 20, 30])
+    index.drop_spans(1, {20})
+    assert (type(header.spans), list(index.spans(1))) == (bytes, [10, 30])
+    index.fold(step(1, 4), 40)
+    index.fold(step(1, 5), 50)
+    assert (type(header.spans), list(index.spans(1))) == (array, [10, 30, 40, 50])
+    index.fold(completed(1, 6), 60)
+    assert (header.spans, list(index.spans(1))) == (b"", [10, 30, 40, 50, 60])

@@ -40,14 +40,9 @@ _STATUS_BITS = 3
 #: The flags of a row that says only that its instance has completed.
 PLAIN = _COMPLETED
 
-_DETACHED = 1 << 2
-_AWAITS_CHILDREN = 1 << 3
-_CANCEL_REQUESTED = 1 << 4
-_NEEDS_RESUME = 1 << 5
-_HAS_CHILDREN = 1 << 6
-_HAS_COMPENSATIONS = 1 << 7
-_IS_COMPENSATING = 1 << 8
-_HAS_FORGOTTEN = 1 << 9
+#: The header's own flags begin behind the status.
+_FLAGS_SHIFT = 2
+_FLAGS_BITS = 0xFF << _FLAGS_SHIFT
 _HAS_REST = 1 << 10
 "Whether the fields that most rows have no use for follow."
 _HAS_PARENT = 1 << 11
@@ -258,9 +253,8 @@ class EndedTable:
             status=_STATUSES[flags & _STATUS_BITS],
             completed_at=completed_at,
             seq=seq,
+            flags=(flags & _FLAGS_BITS) >> _FLAGS_SHIFT,
         )
-        if flags & ~_STATUS_BITS:
-            _apply_flags(header, flags)
         if flags & _HAS_REST:
             _unpack_rest(header, flags, row, start + size)
         return header
@@ -362,24 +356,7 @@ def _spans_at(row: bytes) -> int:
 
 
 def _flags_of(header: InstanceHeader) -> int:
-    flags = _STATUS_CODES[header.status]
-    if header.detached:
-        flags |= _DETACHED
-    if header.awaits_children:
-        flags |= _AWAITS_CHILDREN
-    if header.cancel_requested:
-        flags |= _CANCEL_REQUESTED
-    if header.needs_resume:
-        flags |= _NEEDS_RESUME
-    if header.has_children:
-        flags |= _HAS_CHILDREN
-    if header.has_compensations:
-        flags |= _HAS_COMPENSATIONS
-    if header.is_compensating:
-        flags |= _IS_COMPENSATING
-    if header.has_forgotten:
-        flags |= _HAS_FORGOTTEN
-    return flags | _rest_flags_of(header)
+    return _STATUS_CODES[header.status] | header.flags << _FLAGS_SHIFT | _rest_flags_of(header)
 
 
 def _rest_flags_of(header: InstanceHeader) -> int:
@@ -397,17 +374,6 @@ def _rest_flags_of(header: InstanceHeader) -> int:
     if flags or header.recoveries or header.updated_at != header.completed_at:
         flags |= _HAS_REST
     return flags
-
-
-def _apply_flags(header: InstanceHeader, flags: int) -> None:
-    header.detached = bool(flags & _DETACHED)
-    header.awaits_children = bool(flags & _AWAITS_CHILDREN)
-    header.cancel_requested = bool(flags & _CANCEL_REQUESTED)
-    header.needs_resume = bool(flags & _NEEDS_RESUME)
-    header.has_children = bool(flags & _HAS_CHILDREN)
-    header.has_compensations = bool(flags & _HAS_COMPENSATIONS)
-    header.is_compensating = bool(flags & _IS_COMPENSATING)
-    header.has_forgotten = bool(flags & _HAS_FORGOTTEN)
 
 
 def _pack_rest(header: InstanceHeader) -> tuple[bytes, bytes]:

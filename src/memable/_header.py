@@ -8,8 +8,9 @@ records in the same order, the result is the same, whoever folds them. Nothing h
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import attrs
 
@@ -51,14 +52,46 @@ from ._records import (
 )
 from ._states import MetadataStatus
 
+#: The flag of a child that lives on its own.
+DETACHED = 1 << 0
+_NEEDS_RESUME = 1 << 3
+
 #: A header keeps this much of an error's message: a million of them must fit into memory.
 MAX_HEADER_ERROR_CHARS = 500
+
+
+class Flag:
+    """
+    One bit of a header's ``flags``, as an attribute that is a bool.
+    """
+
+    __slots__ = ("mask",)
+
+    def __init__(self, mask: int) -> None:
+        """
+        Stand for the bit that is set in *mask*.
+        """
+        self.mask: Final = mask
+
+    def __get__(self, header: InstanceHeader, _owner: type[InstanceHeader]) -> bool:
+        """
+        Tell whether it is set.
+        """
+        return bool(header.flags & self.mask)
+
+    def __set__(self, header: InstanceHeader, value: bool) -> None:
+        """
+        Set it, or do not.
+        """
+        header.flags = header.flags | self.mask if value else header.flags & ~self.mask
 
 
 @attrs.define
 class InstanceHeader:
     """
     What every store knows of every instance without loading its journal.
+
+    There may be a million that wait, so it is as small as it can be.
     """
 
     number: int
@@ -69,8 +102,6 @@ class InstanceHeader:
     session: int
     "The store's session in which its newest run began."
     parent: str | None = None
-    detached: bool = False
-    "Whether a child lives on its own."
     status: MetadataStatus = MetadataStatus.RUNNING
     message: str | None = None
     "Last status message."
@@ -80,24 +111,38 @@ class InstanceHeader:
     "The path that it waits or is blocked at."
     wake_at: float | None = None
     "While it is suspended, when the first of its waits or scopes ends by itself."
-    awaits_children: bool = False
-    "Whether it is suspended until a child instance ends, among others."
     completed_at: float | None = None
     recoveries: int = 0
     "Crashes in a row that it was running at, without a new record in between."
     seq: int = 1
     "Sequence number of its newest record."
-    cancel_requested: bool = False
-    needs_resume: bool = False
+    flags: int = 0
+    "The attributes that follow, one bit each."
+    spans: array[int] | bytes = attrs.field(default=b"", init=False, eq=False, repr=False)
+    "Where its records are, if it is live and there is a log. Whoever keeps the header says how."
+
+    detached = Flag(DETACHED)
+    "Whether a child lives on its own."
+    awaits_children = Flag(1 << 1)
+    "Whether it is suspended until a child instance ends, among others."
+    cancel_requested = Flag(1 << 2)
+    needs_resume = Flag(_NEEDS_RESUME)
     "Blocked until somebody resumes it, opening the store again notwithstanding."
-    has_children: bool = False
+    has_children = Flag(1 << 4)
     "Whether it has ever started a child instance."
-    has_compensations: bool = False
+    has_compensations = Flag(1 << 5)
     "Whether a compensation is registered."
-    is_compensating: bool = False
+    is_compensating = Flag(1 << 6)
     "Whether its compensations have begun."
-    has_forgotten: bool = False
+    has_forgotten = Flag(1 << 7)
     "Whether somebody ever resumed it with something to forget, or anew: then records of it may be superseded."
+
+    @property
+    def is_plainly_running(self) -> bool:
+        """
+        Whether a record of one of the ``PROGRESS_KINDS`` changes no more than its number, its time and its message.
+        """
+        return self.status is MetadataStatus.RUNNING and not self.flags & _NEEDS_RESUME
 
     @property
     def parent_name(self) -> tuple[str, str] | None:
@@ -134,7 +179,7 @@ class InstanceHeader:
 
         It is the same as ``apply``, and quicker.
         """
-        if self.status is not MetadataStatus.RUNNING or self.needs_resume or record.seq <= self.seq:
+        if self.status is not MetadataStatus.RUNNING or self.flags & _NEEDS_RESUME or record.seq <= self.seq:
             return False
         self.recoveries = 0
         self.seq = record.seq
@@ -321,7 +366,7 @@ def header_of(started: InstanceStarted) -> InstanceHeader:
         workflow=sys.intern(started.workflow),
         instance_id=started.instance_id,
         parent=started.parent,
-        detached=started.detached,
+        flags=DETACHED if started.detached else 0,
         created_at=started.at,
         updated_at=started.at,
         session=started.session,

@@ -34,7 +34,7 @@ from .._spans import offset_of, segment_of
 from .._states import MetadataStatus
 from ._directory import CHECKPOINT_NAME, TEMPORARY_SUFFIX
 from ._files import CHUNK_BYTES, read_header
-from ._index import HeaderIndex, IndexSnapshot, LiveInstance
+from ._index import HeaderIndex, IndexSnapshot, keep_spans
 from ._space import FileSpace, Space
 
 logger = logging.getLogger("memable")
@@ -334,11 +334,12 @@ def _footer(draft: CheckpointDraft, parts: list[JSON], proof: int) -> bytes:
     return b"%08x %b\n" % (crc32(text), text)
 
 
-_FIELDS = tuple(field.name for field in attrs.fields(InstanceHeader))
+_FIELDS = tuple(field.name for field in attrs.fields(InstanceHeader) if field.init)
 
 
-def _encode_live(instances: Iterable[LiveInstance], spans: array[int]) -> Iterator[bytes]:
-    for header, own in instances:
+def _encode_live(instances: Iterable[InstanceHeader], spans: array[int]) -> Iterator[bytes]:
+    for header in instances:
+        own = array("Q", header.spans)
         values: list[JSON] = [getattr(header, name) for name in _FIELDS]
         values[_STATUS_AT] = header.status.value
         values.append(len(own))
@@ -443,7 +444,7 @@ def _index(tree: dict[str, Any], parts: dict[str, bytes]) -> HeaderIndex:
     )
 
 
-def _decode_live(text: bytes, spans: array[int]) -> Iterator[tuple[int, LiveInstance]]:
+def _decode_live(text: bytes, spans: array[int]) -> Iterator[tuple[int, InstanceHeader]]:
     offset = 0
     interned: dict[str, str] = {}
     for line in text.splitlines():
@@ -453,7 +454,8 @@ def _decode_live(text: bytes, spans: array[int]) -> Iterator[tuple[int, LiveInst
         header = InstanceHeader(*values)
         # As many instances have few workflows between them.
         header.workflow = interned.setdefault(header.workflow, header.workflow)
-        yield header.number, (header, spans[offset : offset + count])
+        keep_spans(header, spans[offset : offset + count])
+        yield header.number, header
         offset += count
 
 

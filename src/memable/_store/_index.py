@@ -2,8 +2,8 @@
 What is known of every instance without reading its journal, and where in the log its records are.
 
 An instance is *live* here if it has not ended, or is the attached child of a parent that has not: it has a header of
-its own and an array of spans. All others are *packed* into a few bytes each, and their headers are made when somebody
-asks for them. Whoever holds a header need not care: as long as he holds it, the instance has no other.
+its own, with the spans of its records. All others are *packed* into a few bytes each, and their headers are made when
+somebody asks for them. Whoever holds a header need not care: as long as he holds it, the instance has no other.
 
 A record counts twice: when it is queued (``admit``), so that two writers never get the same sequence number, and when
 it is durable (``fold``), so that nobody sees what may yet be lost. Recovery has ways of its own (``replay``): what it
@@ -35,8 +35,6 @@ from ._plain_instances import NEWEST_AT, NEXT_SEQS, PlainInstances
 
 _Name = tuple[str, str]
 "Workflow and instance id."
-LiveInstance = tuple[InstanceHeader, "array[int]"]
-"A live instance's header, and the spans of its records in their order. Both change with each record."
 OnRemoved = Callable[[int, "array[int]", int], None]
 "Told the number of an instance that was retired, the spans of its records, and that of its retirement."
 LogLine = tuple[bytes, bytes, bytes, bytes, bytes]
@@ -44,7 +42,7 @@ LogLine = tuple[bytes, bytes, bytes, bytes, bytes]
 A line with a record of an instance, without its break, and as it says them: kind, number, sequence number and time.
 """
 
-_RUNNING = MetadataStatus.RUNNING
+_SUSPENDED = MetadataStatus.SUSPENDED
 #: Kinds of records of which only number, sequence number and time matter, as long as nothing is unusual.
 _PROGRESS = frozenset(kind.encode() for kind in PROGRESS_KINDS)
 _STARTED = InstanceStarted.kind.encode()
@@ -54,6 +52,30 @@ _SHORT = len(SIZE_CLASSES)
 _SLOT_MASK = (1 << PAGE_BITS) - 1
 #: The list of live numbers is cleaned up when more than these, and more than half, are no longer live.
 _MIN_STALE = 64
+
+
+def _spans_of(header: InstanceHeader) -> array[int]:
+    """Return the spans of a live instance's records in their order, as an array that is not to be changed."""
+    spans = header.spans
+    return array("Q", spans) if isinstance(spans, bytes) else spans
+
+
+def keep_spans(header: InstanceHeader, spans: array[int]) -> None:
+    """
+    Put the spans of its records into the header of a live instance. The array belongs to it from then on.
+    """
+    # What waits may be one of a million, and mostly gets no record for long: the bytes alone are half as large.
+    header.spans = spans.tobytes() if header.status is _SUSPENDED else spans
+
+
+def _add_span(header: InstanceHeader, span: int) -> None:
+    spans = header.spans
+    if isinstance(spans, bytes) or header.status is _SUSPENDED:
+        spans = _spans_of(header)
+        spans.append(span)
+        keep_spans(header, spans)
+    else:
+        spans.append(span)
 
 
 @attrs.define(eq=False)
@@ -82,8 +104,8 @@ class IndexSnapshot:
     "Numbers of instances that were resumed with something to forget."
     unexamined: set[int]
     "Those of which nobody has found out yet what they forgot."
-    live: dict[int, LiveInstance]
-    "What was live, by number."
+    live: dict[int, InstanceHeader]
+    "The headers of what was live, by number, with their spans."
 
 
 def _ignore_removal(_number: int, _spans: array[int], _tombstone: int) -> None:
@@ -103,7 +125,7 @@ class HeaderIndex:
     "Numbers of the instances that were ever resumed with something to forget, or anew."
     unexamined: set[int] = attrs.field(factory=set[int], init=False)
     "Those of them that were resumed since somebody has last found out what they forgot, and left them out here."
-    _live: dict[int, LiveInstance] = attrs.field(factory=dict[int, LiveInstance], init=False)
+    _live: dict[int, InstanceHeader] = attrs.field(factory=dict[int, InstanceHeader], init=False)
     _live_ids: dict[str, dict[str, InstanceHeader]] = attrs.field(
         factory=dict[str, "dict[str, InstanceHeader]"], init=False
     )
@@ -164,7 +186,7 @@ class HeaderIndex:
             self._plain.settle(number)
         live = self._live.get(number)
         if live is not None:
-            return live[0].seq, live[0].completed_at is not None
+            return live.seq, live.completed_at is not None
         seq = self._ended.table.seq(number)
         return None if seq is None else (seq, True)
 
@@ -189,7 +211,7 @@ class HeaderIndex:
             self._plain.settle(number)
         live = self._live.get(number)
         if live is not None:
-            return live[0]
+            return live
         header = self._handles.get(number)
         if header is None:
             header = self._ended.table.header(number)
@@ -201,7 +223,7 @@ class HeaderIndex:
         Return the headers of those that have not ended, and of the ended attached children of those, in order.
         """
         self._end_replay()
-        return [self._live[number][0] for number in self._live_numbers(0)]
+        return [self._live[number] for number in self._live_numbers(0)]
 
     def select(
         self,
@@ -217,9 +239,9 @@ class HeaderIndex:
         self._end_replay()
         numbers = self._live_numbers(after)
         if workflow is not None:
-            numbers = (number for number in numbers if self._live[number][0].workflow == workflow)
+            numbers = (number for number in numbers if self._live[number].workflow == workflow)
         if status is not None:
-            numbers = (number for number in numbers if self._live[number][0].status is status)
+            numbers = (number for number in numbers if self._live[number].status is status)
         if status is None or status.is_terminal:
             numbers = merge(numbers, self._ended.table.numbers(after=after, workflow=workflow, status=status))
         return [self.header(number) for number in islice(numbers, limit)]
@@ -248,7 +270,7 @@ class HeaderIndex:
         if self._plain is not None:
             self._plain.settle(number)
         live = self._live.get(number)
-        return self._ended.table.spans(number) if live is None else live[1][:]
+        return self._ended.table.spans(number) if live is None else array("Q", _spans_of(live))
 
     def drop_spans(self, number: int, dead: set[int]) -> None:
         """
@@ -258,7 +280,7 @@ class HeaderIndex:
             self._plain.settle(number)
         live = self._live.get(number)
         if live is not None:
-            live[1][:] = array("Q", (span for span in live[1] if span not in dead))
+            keep_spans(live, array("Q", (span for span in _spans_of(live) if span not in dead)))
         elif number in self._ended:
             left = (span for span in self._ended.table.spans(number) if span not in dead)
             self._ended.table.replace_spans(number, array("Q", left))
@@ -300,9 +322,14 @@ class HeaderIndex:
             self._end_replay()
         number = record.instance
         live = self._live.get(number)
-        if live is not None and record.kind in PROGRESS_KINDS and live[0].progress(record):
+        if live is not None and record.kind in PROGRESS_KINDS and live.progress(record):
             if span:
-                live[1].append(span)
+                # As long as it runs, this is an array.
+                spans = live.spans
+                if isinstance(spans, array):
+                    spans.append(span)
+                else:
+                    _add_span(live, span)
         elif live is not None or number in self._ended:
             self._apply(record, span, is_replay=False)
         elif isinstance(record, InstanceStarted):
@@ -317,7 +344,7 @@ class HeaderIndex:
     def _apply(self, record: InstanceRecord, span: int, *, is_replay: bool) -> None:
         """Take in a record of an instance that exists."""
         live = self._live.get(record.instance)
-        header = self.header(record.instance) if live is None else live[0]
+        header = self.header(record.instance) if live is None else live
         ended_at = header.completed_at
         header.apply(record)
         if type(record) is InstanceRetired:
@@ -326,7 +353,7 @@ class HeaderIndex:
         if type(record) is InstanceResumed:
             self._reopen(header, ended_at)
         if span:
-            self._live[header.number][1].append(span)
+            _add_span(header, span)
         if header.completed_at is not None:
             self._end(header, is_replay=is_replay)
 
@@ -365,7 +392,7 @@ class HeaderIndex:
         number = header.number
         live = self._live.get(number)
         if live is not None:
-            spans = live[1]
+            spans = array("Q", _spans_of(header))
             self._drop_live(header)
             self._stop_keeping(header)
             # Only recovery meets a parent that is retired while it has not ended.
@@ -392,7 +419,8 @@ class HeaderIndex:
 
     def _add_live(self, header: InstanceHeader, spans: array[int]) -> None:
         number = header.number
-        self._live[number] = (header, spans)
+        keep_spans(header, spans)
+        self._live[number] = header
         ids = self._live_ids.get(header.workflow)
         if ids is None:
             ids = self._live_ids[header.workflow] = {}
@@ -416,9 +444,12 @@ class HeaderIndex:
             self._stale_count = 0
 
     def _pack(self, number: int, *, is_replay: bool) -> None:
-        header, spans = self._live[number]
-        self._ended.add(header, spans)
+        header = self._live[number]
+        self._ended.add(header, _spans_of(header))
         self._drop_live(header)
+        if not self._snapshots:
+            # Whoever holds it has no use for them.
+            header.spans = b""
         if not is_replay:
             # Somebody may hold it. During recovery nobody does.
             self._handles[number] = header
@@ -427,12 +458,6 @@ class HeaderIndex:
         """Have an instance live again that had ended. Of its row, only the spans are still true."""
         number = header.number
         spans = self._ended.remove(header, ended_at)
-        for snapshot in self._snapshots:
-            if number in snapshot.live:
-                # It will be read with the header, which goes on.
-                held = snapshot.live[number][1]
-                held[:] = spans
-                spans = held
         self._handles.pop(number, None)
         self._add_live(header, spans)
 
@@ -529,7 +554,7 @@ class HeaderIndex:
         if self._plain is not None:
             self._plain.settle(record.instance)
         live = self._live.get(record.instance)
-        if live is None or live[0].completed_at is not None or record.seq <= live[0].seq:
+        if live is None or live.completed_at is not None or record.seq <= live.seq:
             return False
         self._apply(record, span, is_replay=True)
         return True
@@ -549,16 +574,13 @@ class HeaderIndex:
         """
         if self._plain is not None:
             self._plain.settle(number)
-        live = self._live.get(number)
-        if live is None:
-            return False
-        header, spans = live
-        if header.status is not _RUNNING or header.needs_resume or seq <= header.seq:
+        header = self._live.get(number)
+        if header is None or not header.is_plainly_running or seq <= header.seq:
             return False
         header.recoveries = 0
         header.seq = seq
         header.updated_at = at
-        spans.append(span)
+        _add_span(header, span)
         return True
 
     def replay_batch(self, batch: Iterable[Entry], segment: int, other: Callable[[Entry, int], None]) -> None:
@@ -578,14 +600,13 @@ class HeaderIndex:
             line, kind, number, seq, at, start, end = entry
             length = end - start
             span = base | start << 8 | (SIZE_CLASSES[length] if length < _SHORT else size_class(length))
-            if kind in _PROGRESS and (live := live_of(number)) is not None and _STATUS_TEXT not in line:
-                header = live[0]
-                if header.status is _RUNNING and seq > header.seq and not header.needs_resume:
-                    header.recoveries = 0
-                    header.seq = seq
-                    header.updated_at = at
-                    live[1].append(span)
-                    continue
+            header = live_of(number) if kind in _PROGRESS and _STATUS_TEXT not in line else None
+            if header is not None and seq > header.seq and header.is_plainly_running:
+                header.recoveries = 0
+                header.seq = seq
+                header.updated_at = at
+                _add_span(header, span)
+                continue
             other(entry, span)
 
     def replay_lines(
@@ -634,21 +655,18 @@ class HeaderIndex:
 
     def _replay_live(self, kind: bytes, number: int, seq: int, at: float, span: int) -> bool:
         """Take in a line without a status message, if it is the next one of a live instance that says the usual."""
-        live = self._live.get(number)
-        if live is None:
+        header = self._live.get(number)
+        if header is None or seq <= header.seq:
             return False
-        header, spans = live
-        if seq <= header.seq:
-            return False
-        if kind in _PROGRESS and header.status is _RUNNING and not header.needs_resume:
+        if kind in _PROGRESS and header.is_plainly_running:
             header.recoveries = 0
             header.seq = seq
             header.updated_at = at
-            spans.append(span)
+            _add_span(header, span)
             return True
         if kind == _COMPLETED and header.completed_at is None:
             header.complete(seq, at)
-            spans.append(span)
+            _add_span(header, span)
             self._end(header, is_replay=True)
             return True
         return False
@@ -721,12 +739,12 @@ class HeaderIndex:
         live = {number: live for number, live in sorted(snapshot.live.items()) if not self.has(number)}
         self._live = live
         self._order = list(live)
-        for number, (header, _) in live.items():
+        for number, header in live.items():
             self._live_ids.setdefault(header.workflow, {})[header.instance_id] = header
             place = number >> PAGE_BITS
             present[place] = present.get(place, 0) | 1 << (number & _SLOT_MASK)
-        self.has_forgotten |= {number for number, (header, _) in live.items() if header.has_forgotten}
-        for header in [header for header, _ in live.values()]:
+        self.has_forgotten |= {number for number, header in live.items() if header.has_forgotten}
+        for header in list(live.values()):
             if header.completed_at is not None:
                 self._end(header, is_replay=True)
             else:

@@ -22,7 +22,7 @@ from .._disk import Disk, DiskFile
 from .._encoded import Encoded
 from .._errors import StorageError, StoreCorruptedError, StoreVersionError
 from .._frames import WAY_OUT, LogState, Sealed, SegmentHeader, seed_of
-from .._header import InstanceHeader
+from .._header import DETACHED, InstanceHeader
 from .._json import loads
 from .._proven import ProvenLines, RunningChecksum, UsualLines
 from .._records import (
@@ -367,7 +367,7 @@ class _LogReader:
             updated_at=at,
             session=tree["session"],
             parent=tree.get("parent"),
-            detached=tree.get("detached", False),
+            flags=DETACHED if tree.get("detached", False) else 0,
         )
         self._index.replay_start(header, span)
         return self._index.has(number)
