@@ -103,7 +103,7 @@ def told_by(reading: LogReading) -> dict[str, object]:
     index, space = reading.index, reading.space
     headers = index.select()
     return {
-        "headers": [attrs.astuple(header) for header in headers],
+        "headers": [attrs.astuple(header, filter=lambda field, _: field.eq) for header in headers],
         "spans": [list(index.spans(header.number)) for header in headers],
         "live": [header.number for header in index.live()],
         "found": [index.number_of(header.workflow, header.instance_id) for header in headers],

@@ -32,7 +32,7 @@ async def test_wait_that_is_cancelled_is_told_until_its_task_goes_on():
         activity.enter_branch()
         activity.begin_wait(wait)
         try:
-            await sleep_unless_cancelled(message_for(wait.abort))
+            await sleep_unless_cancelled(message_for(wait))
         finally:
             seen.append(activity.has_cancelled_wait)
             activity.end_wait(wait)
@@ -60,7 +60,7 @@ async def test_wait_that_is_over_is_not_taken_for_a_cancelled_one():
     async def branch() -> None:
         activity.enter_branch()
         activity.begin_wait(wait)
-        await sleep_unless_cancelled(message_for(wait.abort))
+        await sleep_unless_cancelled(message_for(wait))
         activity.end_wait(wait)
 
     async with trio.open_nursery() as nursery:

@@ -172,7 +172,7 @@ async def await_child(run: Run, place: Place, call: ChildCall) -> ChildOutcome:
         try:
             if run.begin_wait(wait):
                 try:
-                    await sleep_unless_cancelled(message_for(wait.abort))
+                    await sleep_unless_cancelled(message_for(wait))
                 finally:
                     run.end_wait(wait)
         finally:

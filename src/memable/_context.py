@@ -12,15 +12,15 @@ import trio
 
 from ._calls import perform_call, perform_start
 from ._compensation import perform_compensate
-from ._errors import InvalidKeyError
+from ._errors import InvalidKeyError, MemableError
 from ._fan_out import ChildFailed, ChildSucceeded, FanOut, perform_fan_out
 from ._keys import check_key
 from ._retry import INHERIT, Inherit, RetryPolicy
 from ._run import Leaving, Place, Run
 from ._scopes import DurableScope
-from ._step import Step, perform_step
+from ._step import Step, perform_step, refuse, wait_or_abandon
 from ._suspend_point import SuspendPoint
-from ._waiting import after_seconds, at_instant, perform_sleep, perform_suspend
+from ._waiting import after_seconds, at_instant, begin_suspend, claim_suspend, end_overdue, perform_sleep, recall_signal
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -238,8 +238,33 @@ class Context:
         Cancellation:
             A wait that is cancelled may be begun again with the same key; its deadline stays.
         """
-        result: T = await perform_suspend(self._run, self._place, point, status=status, timeout=timeout)
-        return result
+        # Not in a function of its own: thousands may wait, and it would take 300 bytes of each.
+        run, place = self._run, self._place
+        path: str | None = None
+        try:
+            path = claim_suspend(run, place, point)
+            # A signal may have come before this run got here.
+            await run.wait_decided(path)
+            outcome = recall_signal(run, path, point)
+            if outcome is not None:
+                await run.serve_memo()
+            else:
+                wait = await begin_suspend(run, place, path, point, status=status, timeout=timeout)
+                while path not in run.journal.memos and path not in run.journal.kept:
+                    await wait_or_abandon(run, place, "suspend", wait)
+                    if wait.is_overdue:
+                        await end_overdue(run, place, path)
+                outcome = recall_signal(run, path, point)
+                run.replay.return_(path)
+                await run.deliver_cancellation()
+        except BaseException as exc:
+            await refuse(run, place, path, exc)
+            raise
+        assert outcome is not None
+        if isinstance(outcome, MemableError):
+            raise outcome
+        payload: T = outcome[0]
+        return payload
 
     async def sleep(self, key: str, seconds: float) -> None:
         """

@@ -5,7 +5,8 @@ Executes one step: attempts, timeouts, backoff, effects that must not repeat, an
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Callable, Mapping
+import types
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
 from typing import Any, TypeAlias, assert_never, cast
@@ -42,7 +43,7 @@ from ._records import (
 )
 from ._retry import INHERIT, Inherit, RetryPolicy
 from ._run import Place, Run, StepInProgress, current_step
-from ._sleeping import message_for, sleep_unless_cancelled
+from ._sleeping import message_for
 from ._step_misuse import (
     Operation,
     find_misuse,
@@ -293,7 +294,8 @@ async def _wait_for_attempt(run: Run, place: Place, path: str, step: Step) -> in
 
 # Interrupted by control-C just before it sleeps, the task would be woken while it does something else.
 @trio.lowlevel.enable_ki_protection
-async def wait_or_abandon(run: Run, place: Place, operation: str, wait: Wait) -> None:
+@types.coroutine
+def wait_or_abandon(run: Run, place: Place, operation: str, wait: Wait) -> Generator[Any, Any, None]:
     """
     Wait; if the body turns away from the wait, record that, so that nobody takes the instance for waiting there.
 
@@ -301,23 +303,24 @@ async def wait_or_abandon(run: Run, place: Place, operation: str, wait: Wait) ->
         RunEndedError: The run is being unwound, and the caller is shielded from that.
     """
     try:
-        # Not by way of a function of its own: what waits is to be small, there may be thousands.
+        # Like ``sleep_unless_cancelled``, but without a generator of its own: what waits is to be small, there may be
+        # thousands.
         if run.begin_wait(wait):
             try:
-                await sleep_unless_cancelled(message_for(wait.abort))
+                (yield message_for(wait)).unwrap()
             finally:
                 run.end_wait(wait)
         else:
-            await trio.lowlevel.checkpoint()
+            yield from trio.lowlevel.checkpoint().__await__()  # noqa: ASYNC105 - how a generator awaits
     except trio.Cancelled:
         if run.leaving is None and not run.is_over and wait.path not in run.deciding and not run.is_memo_only:
-            await run.record(operation, place, WaitAbandoned, path=wait.path)
+            yield from run.record(operation, place, WaitAbandoned, path=wait.path).__await__()
         raise
     finally:
         # From here on the journal says whether a signal can still reach it.
         run.turning_away.pop(wait.path, None)
     if run.leaving is not None or run.is_over:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        yield from trio.lowlevel.checkpoint_if_cancelled().__await__()  # noqa: ASYNC105 - how a generator awaits
         raise run.run_ended(operation)
 
 

@@ -17,7 +17,8 @@ class Wait:
     """
     A wait at a path: for a signal, an instant or a child instance.
 
-    There may be thousands, so it has no event: its task sleeps in ``sleep_unless_cancelled(message_for(wait.abort))``.
+    There may be thousands, so it has no event: its task sleeps in ``sleep_unless_cancelled(message_for(wait))``: to
+    call it gives it up.
     """
 
     path: str
@@ -54,9 +55,9 @@ class Wait:
             task, self.task = self.task, None
             trio.lowlevel.reschedule(task)
 
-    def abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+    def __call__(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         """
-        Take note that the task is cancelled.
+        Take note that the task is cancelled. For ``wait_task_rescheduled``; a method would be one more object to keep.
         """
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED

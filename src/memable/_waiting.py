@@ -24,43 +24,10 @@ SUSPEND_KIND = "a suspend point"
 SLEEP_KIND = "a sleep"
 
 
-async def perform_suspend(run: Run, place: Place, point: SuspendPoint[Any], *, status: object, timeout: object) -> Any:
+def claim_suspend(run: Run, place: Place, point: object) -> str:
     """
-    Return the payload of the signal to *point*, once there is one.
-
-    Raises:
-        SuspendTimeoutError: There was none in time.
-        WorkflowCodeError: The code is wrong.
-        RunEndedError: The run has ended or is being unwound.
+    Return the path of a suspend point, now in use.
     """
-    path: str | None = None
-    try:
-        path = _claim(run, place, point)
-        # A signal may have come before this run got here.
-        await run.wait_decided(path)
-        outcome = _recall(run, path, point)
-        if outcome is not None:
-            await run.serve_memo()
-        else:
-            wait = await _begin_suspend(run, place, path, point, status=status, timeout=timeout)
-            # Not in a function of its own: there may be thousands that wait.
-            while path not in run.journal.memos and path not in run.journal.kept:
-                await wait_or_abandon(run, place, "suspend", wait)
-                if wait.is_overdue:
-                    await _end_overdue(run, place, path)
-            outcome = _recall(run, path, point)
-            run.replay.return_(path)
-            await run.deliver_cancellation()
-    except BaseException as exc:
-        await refuse(run, place, path, exc)
-        raise
-    assert outcome is not None
-    if isinstance(outcome, MemableError):
-        raise outcome
-    return outcome[0]
-
-
-def _claim(run: Run, place: Place, point: object) -> str:
     if not isinstance(point, SuspendPoint):
         raise run.misuse(
             f"suspend takes a memable.SuspendPoint, not {point!r}; make one, for example "
@@ -69,8 +36,10 @@ def _claim(run: Run, place: Place, point: object) -> str:
     return run.claim("suspend", place, point.key, SUSPEND_KIND)
 
 
-def _recall(run: Run, path: str, point: SuspendPoint[Any]) -> tuple[Any] | MemableError | None:
-    """Return what is recorded as the end of a wait for a signal, if anything is."""
+def recall_signal(run: Run, path: str, point: SuspendPoint[Any]) -> tuple[Any] | MemableError | None:
+    """
+    Return what is recorded as the end of a wait for a signal, if anything is: the payload, or what is to be raised.
+    """
     memo: Memo | SignalKept | None = run.journal.memos.get(path) or run.journal.kept.get(path)
     if memo is None:
         return None
@@ -84,10 +53,12 @@ def _recall(run: Run, path: str, point: SuspendPoint[Any]) -> tuple[Any] | Memab
         raise run.blame(error) from None
 
 
-async def _begin_suspend(
+async def begin_suspend(
     run: Run, place: Place, path: str, point: SuspendPoint[Any], *, status: object, timeout: object
 ) -> Wait:
-    """Check the call, make its deadline durable, and return the wait."""
+    """
+    Check the call, make its deadline durable, and return the wait.
+    """
     if status is not None and not isinstance(status, str):
         raise run.misuse(f"the status of suspend is a str, not {type(status).__name__}", path)
     if timeout is not None and not is_time(timeout):
@@ -108,8 +79,10 @@ async def _begin_suspend(
     return Wait(path, started.seq, started.deadline, note)
 
 
-async def _end_overdue(run: Run, place: Place, path: str) -> None:
-    """Record that there was no signal in time, unless one is first: the task goes on later than its wait ends."""
+async def end_overdue(run: Run, place: Place, path: str) -> None:
+    """
+    Record that there was no signal in time, unless one is first: the task goes on later than its wait ends.
+    """
     if path in run.deciding or path in run.journal.memos or path in run.journal.kept:
         return
     run.begin_deciding(path)

@@ -122,7 +122,9 @@ async def _answers(store: Store, calls: Sequence[_Call]) -> list[object]:
                 call = rest.pop(0)
                 assert not isinstance(call, Reopen)
                 answers.append(await _answer(opened, call))
-                answers.append([attrs.astuple(header) for header in await opened.headers()])
+                answers.append(
+                    [attrs.astuple(header, filter=lambda field, _: field.eq) for header in await opened.headers()]
+                )
             answers.append(await journals(opened))
         if not rest:
             return answers
