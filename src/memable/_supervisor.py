@@ -75,11 +75,12 @@ class Supervisor:
         self._on_end = on_end
         self._alarms: dict[int, Timer] = {}
         "Of the instances that are suspended without a run, by number."
-        # Ordered, so that what is told to all is told in the same order each time.
-        self._live: dict[str, dict[str, Entry]] = {}
-        "Those whose run goes on, by workflow and instance id."
+        self._entries: dict[str, dict[str, Entry]] = {}
+        "Those that are live, by workflow and instance id."
         self._others: dict[str, WeakValueDictionary[str, Entry]] = {}
         "All others that somebody refers to. A weak reference takes 96 bytes, which thousands that wait can do without."
+        # Ordered, so that what is told to all is told in the same order each time.
+        self._live: dict[Entry, None] = {}
         self._active: dict[Entry, None] = {}
         "The live ones that do not wait."
         self._recovering: list[Collection[str]] = []
@@ -100,19 +101,18 @@ class Supervisor:
         """
         Return what is kept in memory of an instance, if anything is.
         """
-        live = self._live.get(workflow)
-        if live is not None and (entry := live.get(instance_id)) is not None:
-            return entry
-        others = self._others.get(workflow)
-        return None if others is None else others.get(instance_id)
+        entries = self._entries.get(workflow)
+        if entries is None:
+            return None
+        return entries.get(instance_id) or self._others[workflow].get(instance_id)
 
     def new_entry(self, workflow: str, instance_id: str, header: InstanceHeader | None) -> Entry:
         """
         Begin to keep an instance in memory, for as long as somebody refers to it.
         """
         entry = Entry(workflow, instance_id, header, self)
-        if workflow not in self._others:
-            self._live[workflow], self._others[workflow] = {}, WeakValueDictionary()
+        if workflow not in self._entries:
+            self._entries[workflow], self._others[workflow] = {}, WeakValueDictionary()
         self._others[workflow][instance_id] = entry
         return entry
 
@@ -129,7 +129,7 @@ class Supervisor:
         """
         entry.is_removed = True
         if self.known_entry(entry.workflow, entry.instance_id) is entry:
-            self._live[entry.workflow].pop(entry.instance_id, None)
+            self._entries[entry.workflow].pop(entry.instance_id, None)
             self._others[entry.workflow].pop(entry.instance_id, None)
 
     # Runs ----------------------------------------------------------------------------------------------------
@@ -154,7 +154,8 @@ class Supervisor:
         alarm = self._alarms.pop(entry.header.number, None)
         if alarm is not None:
             alarm.cancel()
-        self._live[entry.workflow][entry.instance_id] = entry
+        self._live[entry] = None
+        self._entries[entry.workflow][entry.instance_id] = entry
         self._others[entry.workflow].pop(entry.instance_id, None)
         self._active[entry] = None
         self._context.run(self._start_soon, self._run, entry, journal, is_first, is_wake)
@@ -243,8 +244,10 @@ class Supervisor:
         entry.run = None
         entry.is_live = False
         entry.ending = None if run is None else run.ending
-        self._live[entry.workflow].pop(entry.instance_id, None)
-        if not entry.is_removed:
+        self._live.pop(entry, None)
+        if self.known_entry(entry.workflow, entry.instance_id) is entry:
+            # If it were removed, there might be another of its name already.
+            del self._entries[entry.workflow][entry.instance_id]
             self._others[entry.workflow][entry.instance_id] = entry
         self.parking.update(entry)
         if header.status.is_terminal:
@@ -652,12 +655,12 @@ class Supervisor:
         Tell all runs to unwind, and all who wait for them that they wait in vain.
         """
         self.is_halted = True
-        live = [entry for entries in self._live.values() for entry in entries.values()]
-        for entry in live:
+        for entry in list(self._live):
             if entry.run is not None:
                 entry.run.cancel("stopping")
-        for entry in [*live, *(entry for entries in self._others.values() for entry in entries.values())]:
-            entry.notify()
+        for workflow, others in list(self._others.items()):
+            for entry in [*self._entries[workflow].values(), *others.values()]:
+                entry.notify()
 
     async def drain(self, timeout_s: float) -> None:
         """
@@ -712,16 +715,12 @@ class Supervisor:
         while self._active or self._recovering:
             await self._wait_changed()
 
-    @property
-    def _is_any_live(self) -> bool:
-        return any(self._live.values())
-
     async def wait_ended(self) -> None:
         """
         Wait until there is no run. A checkpoint.
         """
         await trio.lowlevel.checkpoint()
-        while self._is_any_live or self._recovering:
+        while self._live or self._recovering:
             await self._wait_changed()
 
     async def wait_empty(self) -> None:
@@ -731,8 +730,8 @@ class Supervisor:
         Control-C meanwhile is to come out of the user's block, too.
         """
         with trio.CancelScope(shield=True):
-            while self._is_any_live or self._recovering or self._pending_work or self._own_tasks:
-                if not (self._is_any_live or self._recovering or self._pending_work):
+            while self._live or self._recovering or self._pending_work or self._own_tasks:
+                if not (self._live or self._recovering or self._pending_work):
                     self._end_own_tasks()
                 try:
                     await self._wait_changed()
