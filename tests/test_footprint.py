@@ -5,12 +5,15 @@ How many objects an instance keeps: memory goes by that, and so does the time of
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import memable
+from memable._entry import Entry
 from running import ending_of, workflow_of
 from waits import HOUR, P, settle
 
@@ -66,7 +69,7 @@ async def count_kept(engine: memable.Engine, workflow: memable.Workflow[[], Any]
 
 @pytest.mark.parametrize(
     ("body", "max_parked", "limit"),
-    [(suspends, 10 * COUNT, 48), (suspends, 0, 12), (sleeps, 0, 18)],
+    [(suspends, 10 * COUNT, 38), (suspends, 0, 10), (sleeps, 0, 16)],
     ids=["parked", "passivated", "sleeping"],
 )
 async def test_waiting_instance_keeps_few_objects(body: Body, max_parked: int, limit: int, autojump_clock: object):
@@ -78,6 +81,57 @@ async def test_waiting_instance_keeps_few_objects(body: Body, max_parked: int, l
     workflow = workflow_of(body)
     async with memable.open_engine(memable.InMemoryStore(), workflows=[workflow], max_parked=max_parked) as engine:
         assert await count_kept(engine, workflow) <= limit
+
+
+@pytest.mark.parametrize(("max_parked", "limit"), [(10 * COUNT, 6 * 1024), (0, 600)], ids=["parked", "passivated"])
+async def test_waiting_instance_takes_little_memory(
+    max_parked: int, limit: int, tmp_path: Path, autojump_clock: object
+):
+    """
+    An instance that waits takes no more bytes than the project's goal for it, what a file store knows of it included.
+    """
+    workflow = workflow_of(suspends)
+    store = memable.FileStore(tmp_path / "store", durability="os")
+    async with memable.open_engine(store, workflows=[workflow], max_parked=max_parked) as engine:
+
+        async def add(name: str) -> int:
+            for number in range(COUNT):
+                await (await engine.invoke(workflow, instance_id=f"{name}-{number}")).wait()
+            await settle()
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+
+        await add("warm-up")
+        tracemalloc.start()
+        try:
+            before = await add("before")
+            assert await add("counted") - before <= COUNT * limit
+        finally:
+            tracemalloc.stop()
+
+
+async def test_nothing_is_kept_of_an_instance_that_has_ended_and_nobody_asks_for(autojump_clock: object):
+    """
+    What finds an instance by its name holds those that run, and the others only as long as somebody else does.
+    """
+
+    def count_entries() -> int:
+        gc.collect()
+        return sum(isinstance(one, Entry) for one in gc.get_objects())
+
+    workflow = workflow_of(suspends)
+    async with memable.open_engine(memable.InMemoryStore(), workflows=[workflow]) as engine:
+        for number in range(5):
+            await engine.invoke(workflow, instance_id=f"i{number}")
+        await settle()
+        assert count_entries() == 5
+        invocations = [await engine.get(workflow, f"i{number}") for number in range(5)]
+        for invocation in invocations[1:]:
+            await engine.signal(workflow, invocation.instance_id, P, 1)
+            await invocation.result()
+        assert count_entries() == 5
+        del invocation, invocations
+        assert count_entries() == 1
 
 
 @pytest.mark.parametrize("body", [returns, raises, fans_out, suspends, sleeps])

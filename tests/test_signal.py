@@ -555,7 +555,7 @@ async def test_signal_to_a_blocked_instance_is_delivered(place: Place, autojump_
     async def wrong(ctx: memable.Context) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ctx.suspend, P)
-            await trio.testing.wait_all_tasks_blocked()
+            await settle()
             await ctx.sleep("s", -1)
 
     workflow = workflow_of(wrong)
@@ -664,6 +664,52 @@ async def test_signal_after_a_request_to_cancel_is_rejected(autojump_clock: Mock
         gate.is_open.set()
         assert isinstance(await ending_of(invocation), memable.Cancelled)
     assert got == []
+
+
+@EARLY
+@pytest.mark.parametrize("settles", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+async def test_signal_to_a_child_that_is_about_to_end_is_superseded(
+    fails: bool, settles: bool, early: Early, autojump_clock: MockClock
+):
+    """
+    While the outcome of a fan-out's child is on its way to the store, a signal waits for what becomes of it.
+
+    It was kept for a point that the body was past, and its sender was told that it would be delivered.
+    """
+    gate = Gate(("branch_failed" if settles else "fan_out_failed") if fails else "branch_completed")
+    store = HookedStore(before_append=gate.pass_)
+    told: list[str] = []
+
+    async def child(ctx: memable.Context, item: int) -> None:
+        if fails:
+            raise ValueError
+
+    @memable.workflow(name="w")
+    async def workflow(ctx: memable.Context) -> None:
+        fan_out = ctx.fan_out_settled if settles else ctx.fan_out
+        with contextlib.suppress(memable.ChildFailedError):
+            await fan_out("f", child, [0])
+
+    async def signal(engine: memable.Engine) -> None:
+        try:
+            await engine.signal(workflow, INSTANCE, P, 1, within="f/0", early=early)
+        except SignalSupersededError:
+            told.append("superseded")
+        except SignalRejectedError:
+            told.append("rejected")
+        else:
+            told.append("kept")
+
+    async with memable.open_engine(store, workflows=[workflow]) as engine, trio.open_nursery() as nursery:
+        invocation = await engine.invoke(workflow, instance_id=INSTANCE)
+        await gate.is_reached.wait()
+        nursery.start_soon(signal, engine)
+        await settle()
+        told_early = told.copy()
+        gate.is_open.set()
+        await invocation.result()
+    assert (told_early, told) == ([], ["superseded"])
 
 
 # The engine stops ------------------------------------------------------------------------------------------------

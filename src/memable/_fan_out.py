@@ -412,16 +412,20 @@ class _FanOutWork:
         # Its beginning, if it is not recorded yet, goes into this record.
         digest = None if place.beginning is None else child.digest
         place.beginning = None
-        await self._run.record(
-            self._fan_out.operation,
-            self._place,
-            cls,
-            path=child.path,
-            index=child.index,
-            digest=digest,
-            started_at=started_at,
-            **facts,
-        )
+        self._run.begin_closing(child.path)
+        try:
+            await self._run.record(
+                self._fan_out.operation,
+                self._place,
+                cls,
+                path=child.path,
+                index=child.index,
+                digest=digest,
+                started_at=started_at,
+                **facts,
+            )
+        finally:
+            self._run.end_closing(child.path)
 
     # Failures ------------------------------------------------------------------------------------------------
 
@@ -470,16 +474,20 @@ class _FanOutWork:
     async def _record_first_failure(self, child: Child, info: ErrorInfo, failed_paths: tuple[str, ...]) -> None:
         # Recorded before the others are cancelled: whatever they do then, a replay raises the same.
         self._failed = self._error(child.index, child.name, info)
-        await self._run.record(
-            self._fan_out.operation,
-            self._place,
-            FanOutFailed,
-            path=self._path,
-            error=info,
-            index=child.index,
-            item_key=child.name,
-            failed_paths=failed_paths,
-        )
+        self._run.begin_closing(self._path)
+        try:
+            await self._run.record(
+                self._fan_out.operation,
+                self._place,
+                FanOutFailed,
+                path=self._path,
+                error=info,
+                index=child.index,
+                item_key=child.name,
+                failed_paths=failed_paths,
+            )
+        finally:
+            self._run.end_closing(self._path)
         self._scope.cancel()
 
     async def _cancel_instances(self) -> None:

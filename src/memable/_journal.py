@@ -7,12 +7,12 @@ same, whoever folds them: recovery, a live engine or a test's model. Nothing her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable
 from typing import Any, ClassVar
 
 import attrs
 
-from ._keys import SEPARATOR
+from ._keys import SEPARATOR, ancestors
 from ._records import (
     AttemptFailed,
     BranchCompleted,
@@ -472,7 +472,7 @@ class Journal:
         """
         Tell whether something that contains *path* has an outcome.
         """
-        return any(containing in self.memos for containing in _ancestors(path))
+        return any(containing in self.memos for containing in ancestors(path))
 
     def has_failed(self, path: str) -> bool:
         """
@@ -638,7 +638,7 @@ class Journal:
     def _drop(self, path: str) -> None:
         """Forget a path with all below it, and the outcomes that contain it. What else they contain stands."""
         self._remove((path, *self._take_below(path)))
-        for containing in _ancestors(path):
+        for containing in ancestors(path):
             self.memos.pop(containing, None)
         fan_out, name = _split(path)
         items = self.fan_outs.get(fan_out)
@@ -653,16 +653,8 @@ def _split(path: str) -> tuple[str, str]:
     return containing, name
 
 
-def _ancestors(path: str) -> Iterator[str]:
-    """Yield the paths that contain *path*."""
-    at = path.find(SEPARATOR)
-    while at >= 0:
-        yield path[:at]
-        at = path.find(SEPARATOR, at + 1)
-
-
 def _with_ancestors(path: str) -> list[str]:
-    return [*_ancestors(path), path]
+    return [*ancestors(path), path]
 
 
 def journal_of(records: Iterable[InstanceRecord]) -> Journal:

@@ -8,6 +8,7 @@ Keys hold no ``/``, so joining them with it is injective: two different places i
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from ._errors import InvalidKeyError
 
@@ -78,3 +79,13 @@ def _describe(character: str) -> str:
     if "\ud800" <= character <= "\udfff":
         return f"a surrogate (U+{ord(character):04X})"
     return f"a control character (U+{ord(character):04X})"
+
+
+def ancestors(path: str) -> Iterator[str]:
+    """
+    Yield the paths that contain *path*, outermost first.
+    """
+    at = path.find(SEPARATOR)
+    while at >= 0:
+        yield path[:at]
+        at = path.find(SEPARATOR, at + 1)

@@ -32,7 +32,7 @@ from ._errors import (
 )
 from ._header import InstanceHeader
 from ._journal import Journal, journal_of
-from ._keys import SEPARATOR, check_key
+from ._keys import SEPARATOR, ancestors, check_key
 from ._ledger import Ledger
 from ._records import (
     BranchStarted,
@@ -159,6 +159,7 @@ class Run:
     """
 
     __slots__ = (
+        "_closing",
         "_compensator",
         "_decided",
         "_ended",
@@ -256,6 +257,8 @@ class Run:
         self._recorded_message = journal.message
         self._pending_message: str | None = None
         self._undecided: dict[str, None] = NOTHING
+        self._closing: dict[str, trio.Event | None] = NOTHING
+        "Paths whose outcome, on its way to the store, ends all that lies in them, and what tells that it is there."
         self._held: dict[trio.lowlevel.Task, None] = NOTHING
         self._pausing: dict[trio.lowlevel.Task, None] = NOTHING
         "Those that wait, within a fan-out, for its children."
@@ -508,6 +511,35 @@ class Run:
         finally:
             self.replay.end_serving()
             self._undecided.pop(path, None)
+
+    def begin_closing(self, path: str) -> None:
+        """
+        Take note that the outcome of a fan-out, or of a child of one, is on its way to the store.
+        """
+        self._closing = put(self._closing, path, None)
+
+    def end_closing(self, path: str) -> None:
+        """
+        Take note that such an outcome is durable, or has come to nothing.
+        """
+        waited_for = self._closing.pop(path, None)
+        if waited_for is not None:
+            waited_for.set()
+
+    def is_closing_around(self, path: str) -> bool:
+        """
+        Tell whether the outcome of something that contains *path* is on its way to the store.
+        """
+        return bool(self._closing) and not self._closing.keys().isdisjoint(ancestors(path))
+
+    async def wait_closed_around(self, path: str) -> None:
+        """
+        Wait until that is not so. Not a checkpoint if it is not.
+        """
+        while (containing := next(filter(self._closing.__contains__, ancestors(path)), None)) is not None:
+            event = self._closing[containing] or trio.Event()
+            self._closing[containing] = event
+            await event.wait()
 
     def turn_away(self, scope: OpenScope) -> None:
         """

@@ -76,6 +76,10 @@ class Answers:
             version, run = entry.version, entry.run
             if run is None:
                 self._refuse_halted(entry)
+            if run is not None and run.is_closing_around(path):
+                # It cannot be told yet whether anybody will ever wait there.
+                await run.wait_closed_around(path)
+                continue
             if not entry.busy and not _is_between(entry):
                 if run is None:
                     await self._signal_at_rest(entry, path, point, value, within=within, keeps=keeps)
@@ -137,7 +141,7 @@ class Answers:
         if SEPARATOR in path and not isinstance(decision, (Deliver, Supersede)):
             # What is recorded within children that are done, a run does not keep in memory.
             full = decide(await self._instances.load(entry))
-            if entry.run is not run or _is_between(entry):
+            if entry.run is not run or _is_between(entry) or run.is_closing_around(path):
                 payload = self._services.codec.decode(value, point.type)
                 await self.signal(entry, point, payload, within=within, keeps=keeps)
                 return
