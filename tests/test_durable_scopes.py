@@ -820,6 +820,35 @@ async def test_what_an_expired_scope_has_left_without_an_outcome_is_not_asked_fo
         assert isinstance(await ending_of(await engine.get(workflow, INSTANCE)), memable.Failed)
 
 
+async def test_effect_of_unknown_outcome_in_an_expired_scope_is_not_asked_for(autojump_clock: MockClock):
+    """
+    A crash cut the effect short, and the scope had expired by the next run: replays of that are not behind either.
+    """
+    store = memable.InMemoryStore()
+    copies: list[memable.InMemoryStore] = []
+
+    async def effect() -> None:
+        copies.append(store.crashed_copy())
+
+    async def body(ctx: memable.Context) -> None:
+        async with ctx.move_on_after("limit", 5):
+            # Later runs are cancelled here.
+            await trio.sleep(1)
+            await ctx.step("effect", effect, once=True)
+        copies.append(store.crashed_copy())
+        raise LookupError("of the body's own")
+
+    workflow = workflow_of(body)
+    async with memable.open_engine(store, workflows=[workflow]) as engine:
+        await ending_of(await engine.invoke(workflow, instance_id=INSTANCE))
+    await trio.sleep(HOUR)
+    # First as it was while the effect was on its way, then as that run was behind the scope.
+    for _ in range(2):
+        store = copies[0] if len(copies) == 2 else copies[2]
+        async with memable.open_engine(store, workflows=[workflow]) as engine:
+            assert isinstance(await ending_of(await engine.get(workflow, INSTANCE)), memable.Failed)
+
+
 async def test_resume_does_not_ask_for_what_an_expired_scope_has_cut_off(place: Place, autojump_clock: MockClock):
     """
     A scope that was cut short within an expired one is not entered again: what it holds does not make a replay behind.

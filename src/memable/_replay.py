@@ -75,7 +75,7 @@ class Replay:
         """
         if not self._unasked:
             return
-        begun: tuple[Mapping[str, Recorded], ...] = (journal.waits, journal.attempts, journal.scopes)
+        begun: tuple[Mapping[str, Recorded], ...] = (journal.waits, journal.attempts, journal.intents, journal.scopes)
         for path in [path for path in self._unasked if path.startswith(prefix) and path not in journal.memos]:
             seqs = [records[path].seq for records in begun if path in records]
             seqs.append(journal.child_seqs.get(path, 0))
