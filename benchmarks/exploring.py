@@ -13,13 +13,16 @@ from figures import Figure, Settings, at_least
 from workflows import tiny
 
 import memable
-from memable.testing import Effects, explore_crashes
 
 STEPS = 10
 GOAL_A_SECOND = 200.0
 
 
 def measure(settings: Settings) -> list[Figure]:
+    # Not before: an application has no libraries for tests in memory, and Python's garbage collector would look at all
+    # of them, again and again, while something else is measured.
+    from memable.testing import Effects, explore_crashes  # noqa: PLC0415
+
     effects = Effects()
 
     async def counted(number: int) -> int:
