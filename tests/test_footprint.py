@@ -83,6 +83,8 @@ async def test_waiting_instance_keeps_few_objects(body: Body, max_parked: int, l
         assert await count_kept(engine, workflow) <= limit
 
 
+# To measure the coverage takes memory, too, of each frame: with the slow ones it is not measured.
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_parked", "limit"), [(10 * COUNT, 6 * 1024), (0, 600)], ids=["parked", "passivated"])
 async def test_waiting_instance_takes_little_memory(
     max_parked: int, limit: int, tmp_path: Path, autojump_clock: object

@@ -86,8 +86,32 @@ class Flag:
         header.flags = header.flags | self.mask if value else header.flags & ~self.mask
 
 
+class _Flags:
+    """
+    What a header says in one bit each. Apart from it, since they are no fields of its own.
+    """
+
+    __slots__ = ()
+
+    detached: Flag = Flag(DETACHED)
+    "Whether a child lives on its own."
+    awaits_children: Flag = Flag(1 << 1)
+    "Whether it is suspended until a child instance ends, among others."
+    cancel_requested: Flag = Flag(1 << 2)
+    needs_resume: Flag = Flag(_NEEDS_RESUME)
+    "Blocked until somebody resumes it, opening the store again notwithstanding."
+    has_children: Flag = Flag(1 << 4)
+    "Whether it has ever started a child instance."
+    has_compensations: Flag = Flag(1 << 5)
+    "Whether a compensation is registered."
+    is_compensating: Flag = Flag(1 << 6)
+    "Whether its compensations have begun."
+    has_forgotten: Flag = Flag(1 << 7)
+    "Whether somebody ever resumed it with something to forget, or anew: then records of it may be superseded."
+
+
 @attrs.define
-class InstanceHeader:
+class InstanceHeader(_Flags):
     """
     What every store knows of every instance without loading its journal.
 
@@ -117,25 +141,9 @@ class InstanceHeader:
     seq: int = 1
     "Sequence number of its newest record."
     flags: int = 0
-    "The attributes that follow, one bit each."
+    "Its bits."
     spans: array[int] | bytes = attrs.field(default=b"", init=False, eq=False, repr=False)
     "Where its records are, if it is live and there is a log. Whoever keeps the header says how."
-
-    detached = Flag(DETACHED)
-    "Whether a child lives on its own."
-    awaits_children = Flag(1 << 1)
-    "Whether it is suspended until a child instance ends, among others."
-    cancel_requested = Flag(1 << 2)
-    needs_resume = Flag(_NEEDS_RESUME)
-    "Blocked until somebody resumes it, opening the store again notwithstanding."
-    has_children = Flag(1 << 4)
-    "Whether it has ever started a child instance."
-    has_compensations = Flag(1 << 5)
-    "Whether a compensation is registered."
-    is_compensating = Flag(1 << 6)
-    "Whether its compensations have begun."
-    has_forgotten = Flag(1 << 7)
-    "Whether somebody ever resumed it with something to forget, or anew: then records of it may be superseded."
 
     @property
     def is_plainly_running(self) -> bool:
