@@ -537,8 +537,9 @@ class Run:
         Wait until that is not so. Not a checkpoint if it is not.
         """
         while (containing := next(filter(self._closing.__contains__, ancestors(path)), None)) is not None:
-            event = self._closing[containing] or trio.Event()
-            self._closing[containing] = event
+            event = self._closing[containing]
+            if event is None:
+                event = self._closing[containing] = trio.Event()
             await event.wait()
 
     def turn_away(self, scope: OpenScope) -> None:
