@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import trio
+import trio.testing
 from figures import Figure, Settings, at_most, exponent, number
 from workflows import count, time_concurrent, wide
 
@@ -33,6 +34,12 @@ async def waiting(ctx: memable.Context, number: int) -> int:
 
 
 @memable.workflow
+async def waiting_on(ctx: memable.Context, times: int) -> None:
+    for turn in range(times):
+        await ctx.suspend(memable.SuspendPoint(f"approval-{turn}", bool))
+
+
+@memable.workflow
 async def large(ctx: memable.Context, size: int) -> int:
     return len(await ctx.step("text", text_of, size))
 
@@ -41,7 +48,7 @@ async def text_of(size: int) -> str:
     return "x" * size
 
 
-WORKFLOWS = (count, wide, waiting, large)
+WORKFLOWS = (count, wide, waiting, waiting_on, large)
 
 
 async def steps(directory: Path, size: int) -> float:
@@ -87,6 +94,19 @@ async def passivated(directory: Path, size: int) -> float:
         return time.process_time() - began
 
 
+async def waits(directory: Path, size: int) -> float:
+    async with _engine(directory) as engine:
+        began = time.process_time()
+        invocation = await engine.invoke(waiting_on, size, instance_id="one")
+        for turn in range(size):
+            await invocation.wait()
+            # Until it is recorded as suspended, too.
+            await trio.testing.wait_all_tasks_blocked()
+            await engine.signal(waiting_on, "one", memable.SuspendPoint(f"approval-{turn}", bool), True)
+        await invocation.result()
+        return time.process_time() - began
+
+
 async def children(directory: Path, size: int) -> float:
     async with _engine(directory) as engine:
         began = time.process_time()
@@ -115,6 +135,7 @@ CURVES: dict[str, tuple[Measured, int]] = {
     "instances, a few at a time": (instances, 1_000),
     "instances at once": (at_once, 1_000),
     "passivated instances": (passivated, 1_000),
+    "waits of one instance": (waits, 4_000),
     "items of a fan-out": (children, 1_000),
     "KiB of a value": (value_kib, 1_024),
 }

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from memable._error_info import ErrorInfo
-from memable._header import MAX_HEADER_ERROR_CHARS, PROGRESS_KINDS, InstanceHeader, header_of
+from memable._header import FLAG_NAMES, MAX_HEADER_ERROR_CHARS, PROGRESS_KINDS, InstanceHeader, header_of
 from memable._records import (
     INSTANCE_RECORDS,
     BranchStarted,
@@ -321,3 +321,27 @@ def test_progress_is_what_folding_makes_of_it(cls: type[InstanceRecord], before:
         assert before
         quick.apply(newest)
     assert quick == folded
+
+
+def test_each_flag_has_the_bit_that_checkpoints_say_it_has():
+    """
+    No two share a bit, none changes another, and they fit into a row of the table of ended instances. For ever.
+    """
+    names = [
+        "detached",
+        "awaits_children",
+        "cancel_requested",
+        "needs_resume",
+        "has_children",
+        "has_compensations",
+        "is_compensating",
+        "has_forgotten",
+    ]
+    assert list(FLAG_NAMES) == names
+    for bit, name in enumerate(names):
+        one = header()
+        setattr(one, name, True)
+        assert (one.flags, [other for other in names if getattr(one, other)]) == (1 << bit, [name])
+        one.flags = 0b1111_1111
+        setattr(one, name, False)
+        assert [other for other in names if not getattr(one, other)] == [name]

@@ -24,6 +24,7 @@ from trio.testing import MockClock
 
 import memable
 from memable import MetadataStatus
+from memable._ledger import Ledger
 from memable._records import InstanceRecord
 from memable._run import Run
 from memable._store._protocol import Store
@@ -1609,3 +1610,41 @@ async def test_log_names_unregistered_workflows_once_with_their_count(
         async with memable.open_engine(place.store(), workflows=[endless, sleepy], resume_on_start=False):
             pass
         assert caplog.records == []
+
+
+def test_control_c_while_a_record_is_queued_does_not_keep_the_engine(monkeypatch: pytest.MonkeyPatch):
+    """
+    A regression: the run took the record for one on its way for ever, and the block was never left.
+    """
+    original = Ledger.note_queued
+    settled: list[bool] = []
+
+    def note_queued(self: Ledger, records: Sequence[InstanceRecord]) -> int:
+        newest = original(self, records)
+        if records[-1].kind == "step_completed":
+            press_control_c()
+        return newest
+
+    monkeypatch.setattr(Ledger, "note_queued", note_queued)
+
+    @memable.workflow(name="w")
+    async def body(ctx: memable.Context) -> None:
+        try:
+            await ctx.step("a", sleepy_step)
+        finally:
+            ledger = ctx._run.ledger
+            settled.append(ledger.is_settled)
+            if not ledger.is_settled:
+                # Else this test would not end either.
+                ledger.end_append()
+
+    async def sleepy_step() -> None:
+        await trio.sleep(1)
+
+    async def main() -> None:
+        async with memable.open_engine(memable.InMemoryStore(), workflows=[body]) as engine:
+            await (await engine.invoke(body, instance_id="i")).result()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
+    assert settled == [True]

@@ -704,11 +704,14 @@ async def test_signal_to_a_child_that_is_about_to_end_is_superseded(
     async with memable.open_engine(store, workflows=[workflow]) as engine, trio.open_nursery() as nursery:
         invocation = await engine.invoke(workflow, instance_id=INSTANCE)
         await gate.is_reached.wait()
-        for _ in range(3):
-            nursery.start_soon(signal, engine)
-        await settle()
-        told_early = told.copy()
-        gate.is_open.set()
+        try:
+            for _ in range(3):
+                nursery.start_soon(signal, engine)
+            await settle()
+            told_early = told.copy()
+        finally:
+            # Else the engine could not close.
+            gate.is_open.set()
         await invocation.result()
     assert (told_early, told) == ([], ["superseded"] * 3)
 

@@ -15,15 +15,14 @@ from bisect import insort
 import attrs
 import pytest
 
-from memable._encoded import Encoded
 from memable._frames import frame_batch
 from memable._record_json import encode_record
 from memable._records import InstanceRecord, InstanceSuspended, SignalKept, StoreClosed, StoreOpened
 from memable._scan import Entry, record_of
 from memable._spans import spans_of
 from memable._states import MetadataStatus
-from memable._store._index import HeaderIndex, LogLine
-from sample_records import completed, resumed, retired, started, step
+from memable._store._index import MAX_PACKED_SPANS, HeaderIndex, LogLine
+from sample_records import ONE, completed, resumed, retired, started, step
 
 
 def write(index: HeaderIndex, *records: InstanceRecord) -> None:
@@ -408,7 +407,7 @@ def test_what_waits_keeps_its_spans_packed():
     header = index.header(1)
     assert (type(header.spans), list(index.spans(1))) == (bytes, [10, 20])
     assert sys.getsizeof(header) <= 176
-    index.fold(SignalKept(instance=1, seq=3, at=1.0, path="v", value=Encoded("builtins.int", b"1")), 30)
+    index.fold(SignalKept(instance=1, seq=3, at=1.0, path="v", value=ONE), 30)
     assert (type(header.spans), list(index.spans(1))) == (bytes, [10, 20, 30])
     index.drop_spans(1, {20})
     assert (type(header.spans), list(index.spans(1))) == (bytes, [10, 30])
@@ -417,3 +416,22 @@ def test_what_waits_keeps_its_spans_packed():
     assert (type(header.spans), list(index.spans(1))) == (array, [10, 30, 40, 50])
     index.fold(completed(1, 6), 60)
     assert (header.spans, list(index.spans(1))) == (b"", [10, 30, 40, 50, 60])
+
+
+def test_spans_of_a_long_journal_are_not_copied_at_each_wait():
+    """
+    To wait again and again costs as much each time, however long the journal is.
+    """
+    index = HeaderIndex()
+    index.fold(started(1), 1)
+    for seq in range(2, MAX_PACKED_SPANS + 2):
+        index.fold(step(1, seq), seq)
+    header = index.header(1)
+    spans = header.spans
+    for seq in range(MAX_PACKED_SPANS + 2, MAX_PACKED_SPANS + 20, 3):
+        index.fold(InstanceSuspended(instance=1, seq=seq, at=1.0, path="w", wake_at=None, note=None), seq)
+        index.fold(SignalKept(instance=1, seq=seq + 1, at=1.0, path="v", value=ONE), seq + 1)
+        assert header.spans is spans
+        index.fold(step(1, seq + 2), seq + 2)
+        assert header.spans is spans
+    assert list(index.spans(1)) == list(range(1, header.seq + 1))

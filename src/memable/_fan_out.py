@@ -412,20 +412,15 @@ class _FanOutWork:
         # Its beginning, if it is not recorded yet, goes into this record.
         digest = None if place.beginning is None else child.digest
         place.beginning = None
-        self._run.begin_closing(child.path)
+        await self._close(cls, child.path, index=child.index, digest=digest, started_at=started_at, **facts)
+
+    async def _close(self, cls: Any, path: str, **facts: Any) -> None:
+        """Record the outcome of the fan-out or of a child: nothing goes on within *path* any more."""
+        self._run.begin_closing(path)
         try:
-            await self._run.record(
-                self._fan_out.operation,
-                self._place,
-                cls,
-                path=child.path,
-                index=child.index,
-                digest=digest,
-                started_at=started_at,
-                **facts,
-            )
+            await self._run.record(self._fan_out.operation, self._place, cls, path=path, **facts)
         finally:
-            self._run.end_closing(child.path)
+            self._run.end_closing(path)
 
     # Failures ------------------------------------------------------------------------------------------------
 
@@ -474,20 +469,14 @@ class _FanOutWork:
     async def _record_first_failure(self, child: Child, info: ErrorInfo, failed_paths: tuple[str, ...]) -> None:
         # Recorded before the others are cancelled: whatever they do then, a replay raises the same.
         self._failed = self._error(child.index, child.name, info)
-        self._run.begin_closing(self._path)
-        try:
-            await self._run.record(
-                self._fan_out.operation,
-                self._place,
-                FanOutFailed,
-                path=self._path,
-                error=info,
-                index=child.index,
-                item_key=child.name,
-                failed_paths=failed_paths,
-            )
-        finally:
-            self._run.end_closing(self._path)
+        await self._close(
+            FanOutFailed,
+            self._path,
+            error=info,
+            index=child.index,
+            item_key=child.name,
+            failed_paths=failed_paths,
+        )
         self._scope.cancel()
 
     async def _cancel_instances(self) -> None:

@@ -110,6 +110,10 @@ class _Flags:
     "Whether somebody ever resumed it with something to forget, or anew: then records of it may be superseded."
 
 
+#: The names of those attributes.
+FLAG_NAMES = tuple(name for name, flag in vars(_Flags).items() if isinstance(flag, Flag))
+
+
 @attrs.define
 class InstanceHeader(_Flags):
     """

@@ -79,6 +79,8 @@ class Ledger:
         self._seq += 1
         return self._seq
 
+    # Interrupted by control-C in between, it would wait for ever for something that is not on its way.
+    @trio.lowlevel.enable_ki_protection
     async def append(self, records: Sequence[InstanceRecord]) -> bool:
         """
         Make records durable, those of this instance in the order of their numbers, and take those into the journal.

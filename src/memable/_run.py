@@ -534,7 +534,9 @@ class Run:
 
     async def wait_closed_around(self, path: str) -> None:
         """
-        Wait until that is not so. Not a checkpoint if it is not.
+        Wait until no outcome of something that contains *path* is on its way to the store.
+
+        Not a checkpoint if none is.
         """
         while (containing := next(filter(self._closing.__contains__, ancestors(path)), None)) is not None:
             event = self._closing[containing]

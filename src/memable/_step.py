@@ -311,16 +311,16 @@ def wait_or_abandon(run: Run, place: Place, operation: str, wait: Wait) -> Gener
             finally:
                 run.end_wait(wait)
         else:
-            yield from trio.lowlevel.checkpoint().__await__()  # noqa: ASYNC105 - how a generator awaits
+            yield from trio.lowlevel.checkpoint()  # noqa: ASYNC105 - how a generator awaits
     except trio.Cancelled:
         if run.leaving is None and not run.is_over and wait.path not in run.deciding and not run.is_memo_only:
-            yield from run.record(operation, place, WaitAbandoned, path=wait.path).__await__()
+            yield from run.record(operation, place, WaitAbandoned, path=wait.path)
         raise
     finally:
         # From here on the journal says whether a signal can still reach it.
         run.turning_away.pop(wait.path, None)
     if run.leaving is not None or run.is_over:
-        yield from trio.lowlevel.checkpoint_if_cancelled().__await__()  # noqa: ASYNC105 - how a generator awaits
+        yield from trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC105 - how a generator awaits
         raise run.run_ended(operation)
 
 

@@ -52,10 +52,13 @@ _SHORT = len(SIZE_CLASSES)
 _SLOT_MASK = (1 << PAGE_BITS) - 1
 #: The list of live numbers is cleaned up when more than these, and more than half, are no longer live.
 _MIN_STALE = 64
+#: Of an instance with more records than these, the spans stay an array while it waits: to copy them at each wait would
+#: cost it more with each.
+MAX_PACKED_SPANS = 64
 
 
 def _spans_of(header: InstanceHeader) -> array[int]:
-    """Return the spans of a live instance's records in their order, as an array that is not to be changed."""
+    """Return the spans of a live instance's records in their order: its array, if it has one."""
     spans = header.spans
     return array("Q", spans) if isinstance(spans, bytes) else spans
 
@@ -65,17 +68,14 @@ def keep_spans(header: InstanceHeader, spans: array[int]) -> None:
     Put the spans of its records into the header of a live instance. The array belongs to it from then on.
     """
     # What waits may be one of a million, and mostly gets no record for long: the bytes alone are half as large.
-    header.spans = spans.tobytes() if header.status is _SUSPENDED else spans
+    is_packed = header.status is _SUSPENDED and len(spans) <= MAX_PACKED_SPANS
+    header.spans = spans.tobytes() if is_packed else spans
 
 
 def _add_span(header: InstanceHeader, span: int) -> None:
-    spans = header.spans
-    if isinstance(spans, bytes) or header.status is _SUSPENDED:
-        spans = _spans_of(header)
-        spans.append(span)
-        keep_spans(header, spans)
-    else:
-        spans.append(span)
+    spans = _spans_of(header)
+    spans.append(span)
+    keep_spans(header, spans)
 
 
 @attrs.define(eq=False)

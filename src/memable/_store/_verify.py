@@ -20,7 +20,7 @@ from .._disk import Disk
 from .._errors import StorageError, StoreCorruptedError
 from .._faults import Fault, FaultKind, Note
 from .._frames import parse_line
-from .._header import PROGRESS_KINDS, InstanceHeader
+from .._header import FLAG_NAMES, PROGRESS_KINDS, InstanceHeader
 from .._journal import journal_of
 from .._record_json import UnknownRecordError, decode_record
 from .._records import InstanceRecord, InstanceRetired, InstanceStarted, StoreClosed, StoreOpened
@@ -48,6 +48,8 @@ _GROUP_BYTES = 8 * 1024 * 1024
 _PAGE = 1000
 #: So many disagreements of the checkpoint are told one by one.
 _MAX_DISAGREEMENTS = 10
+#: What a checkpoint says of an instance, beside its spans: each flag by its own name.
+_COMPARED = (*(field.name for field in attrs.fields(InstanceHeader) if field.eq and field.name != "flags"), *FLAG_NAMES)
 
 _PROGRESS = frozenset(kind.encode() for kind in PROGRESS_KINDS)
 _RETIRED = InstanceRetired.kind.encode()
@@ -377,12 +379,10 @@ class _Verification:
         if not self._index.has(other.number):
             return "the log has no such instance"
         own = self._index.header(other.number)
-        for field in attrs.fields(InstanceHeader):
-            if not field.eq:
-                continue
-            said, found = getattr(other, field.name), getattr(own, field.name)
+        for name in _COMPARED:
+            said, found = getattr(other, name), getattr(own, name)
             if said != found:
-                return f"it says {field.name} = {said!r}, the log says {found!r}"
+                return f"it says {name} = {said!r}, the log says {found!r}"
         known = [place for span in index.spans(other.number) if (place := self._place_of(span)) is not None]
         if known != list(self._index.spans(other.number)):
             return "it names other records than the log has"
