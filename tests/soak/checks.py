@@ -499,10 +499,11 @@ class Model:
             journal = journal_of(records)
             for path, op in ops_of(ledger.program).items():
                 step_id = world.step_ids.get((*name, path))
-                if step_id is None:
+                if step_id is None or world.owners[step_id] != (number, journal.generation(path)):
+                    # What is known is of another of its name: of one that is gone while this one has not got there, or
+                    # of one that a power cut took, while it brought this older one back.
                     continue
-                if path in ledger.memos and world.owners[step_id] == (number, journal.generation(path)):
-                    # Else a power cut has brought an older one of its name back, and its next one gets the number anew.
+                if path in ledger.memos:
                     world.done.add(step_id)
                 if is_once(op) or is_doubtful:
                     continue
