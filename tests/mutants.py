@@ -129,8 +129,8 @@ TAIL = _in(
     ),
     (
         "a batch is written over the one before",
-        "            self.end += len(line)\n",
-        "",
+        "        spans, self.end = spans_of(",
+        "        spans, _ = spans_of(",
         "test_store::test_store_gives_back_what_was_appended",
     ),
     (
@@ -708,7 +708,7 @@ ADMISSION = _in(
     ),
     (
         "something follows the end of an instance",
-        "    elif phase is _Phase.ENDED and type(record) is not InstanceResumed:\n",
+        "    elif phase == _ENDED and type(record) is not InstanceResumed:\n",
         "    elif False:\n",
         "test_store::test_store_refuses_records_that_cannot_follow",
     ),

@@ -4,11 +4,21 @@ Sleeps of many tasks: how they are woken and cancelled.
 
 from __future__ import annotations
 
+import types
+from collections.abc import Generator
+from typing import Any
+
 import outcome
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from memable._sleeping import message_for, sleep, sleep_unless_cancelled
+from memable._sleeping import Message, message_for, sleep_unless_cancelled
+
+
+@types.coroutine
+def sleep(message: Message) -> Generator[Message, outcome.Value[Any], Any]:
+    """Sleep as an append does."""
+    return (yield message).value
 
 
 def refuse(_raise_cancel: object) -> trio.lowlevel.Abort:

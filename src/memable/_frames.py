@@ -296,10 +296,13 @@ def frame_batch(seed: int, session: int, batch: int, texts: Sequence[bytes]) -> 
     """
     lines: list[bytes] = []
     last = len(texts) - 1
+    # The same for all of them, which may be thousands.
+    begin = b"%d.%d." % (session, batch)
+    begun = crc32(begin, seed)
     for index, text in enumerate(texts):
-        place = b"%d.%d.%d%b " % (session, batch, index, b"+" if index < last else b";")
+        end = b"%d+ " % index if index < last else b"%d; " % index
         # Joined: a large text is to be copied only once.
-        lines.append(b"".join((b"%08x " % crc32(text, crc32(place, seed)), place, text, b"\n")))
+        lines.append(b"".join((b"%08x " % crc32(text, crc32(end, begun)), begin, end, text, b"\n")))
     return lines
 
 

@@ -53,7 +53,7 @@ def dumps(tree: JSON) -> bytes:
     except (ValueError, RecursionError):
         data = _dumps_slowly(tree, sort=False)
     # Only a text with a null in it can have come from inf or nan; looking for them in each would cost more.
-    if b"null" in data:
+    if data.find(b"null") >= 0:
         _refuse_non_finite(tree)
     return data
 

@@ -25,6 +25,7 @@ from ._records import INSTANCE_RECORDS, STORE_RECORDS, Record
 
 _KIND = b'{"kind":"'
 _VALUE = b',"value":'
+_NEWLINE = ord("\n")
 
 
 class UnknownRecordError(ValueError):
@@ -93,7 +94,8 @@ def _encoder(kind: str) -> Callable[[Any], bytes]:
     def encode_with_value(record: Any) -> bytes:
         value = value_of(record)
         data = value.data
-        if not data or b"\n" in data or b"\0" in data:
+        # Looked for as numbers, which is quicker by far.
+        if not data or _NEWLINE in data or 0 in data:
             raise ValueError(f"the value of a {kind} record is not JSON text on one line: {data[:80]!r}")
         head = head_of(record)
         head["type"] = value.type

@@ -408,7 +408,8 @@ class Run:
         """
         try:
             # First: also inside a compensation, which runs when the body has ended.
-            self.refuse_nesting(operation)
+            if current_step.get() is not None:
+                self.refuse_nesting(operation)
             if self._ended or place.is_over:
                 raise self.run_ended(operation)
             path = place.prefix + check_key("key", key)
@@ -944,9 +945,7 @@ class Run:
         Raises:
             RunEndedError: The run has ended meanwhile.
         """
-        if self.is_over:
-            raise self.run_ended(operation)
-        beginnings = () if place.beginning is None else self._beginnings(place)
+        beginnings = self.draft_beginnings(operation, place)
         if hasattr(cls, "status"):
             facts["status"] = self.take_status()
         record = cls(
@@ -956,6 +955,17 @@ class Run:
             **facts,
         )
         return (*beginnings, record) if beginnings else (record,)
+
+    def draft_beginnings(self, operation: str, place: Place) -> Sequence[InstanceRecord]:
+        """
+        Return the records of the beginnings that go with the next record of a place. To be committed at once.
+
+        Raises:
+            RunEndedError: The run has ended meanwhile.
+        """
+        if self.is_over:
+            raise self.run_ended(operation)
+        return () if place.beginning is None else self._beginnings(place)
 
     async def commit(self, operation: str, records: Sequence[InstanceRecord]) -> None:
         """

@@ -34,17 +34,6 @@ def message_for(abort: Callable[[Any], trio.lowlevel.Abort]) -> Message:
 
 
 @types.coroutine
-def sleep(message: Message) -> Generator[Message, outcome.Value[Any], Any]:
-    """
-    Sleep until somebody reschedules the current task, with an ``outcome.Value``; return what that holds.
-
-    One outcome may wake many: unlike in ``wait_task_rescheduled`` it is not used up.
-    Only for messages whose *abort* never succeeds: an ``outcome.Error`` is not raised. So no cancellation ends it.
-    """
-    return (yield message).value
-
-
-@types.coroutine
 def sleep_unless_cancelled(message: Message) -> Generator[Message, outcome.Outcome[Any], Any]:
     """
     Do what ``wait_task_rescheduled`` does with the *abort* of the message, without a coroutine of its own.

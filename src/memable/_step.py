@@ -443,19 +443,19 @@ def _settled(run: Run, path: str, annotation: Any) -> _Returned | _Failure | Non
 
 async def _attempt(run: Run, path: str, step: Step, annotation: Any, attempt: int) -> _Made:
     """Call the function once. What it raises and is not the step's outcome passes through."""
-    codec = run.services.codec
+    codec, observer = run.services.codec, run.services.observer
     try:
         # What an annotation already tells is found before the function can have an effect.
         codec.check(annotation)
     except SerializationError as error:
         return _unencodable(error.problem)
-    if run.services.observer is not None and not step.is_probe:
-        run.services.observer.on_executed(run, path, attempt)
+    if observer is not None and not step.is_probe:
+        observer.on_executed(run, path, attempt)
     try:
         value = await (_call(run, path, step) if step.timeout is None else _call_in_time(run, path, step, attempt))
-        if run.services.observer is not None and not step.once:
+        if observer is not None and not step.once:
             # An effect that must not repeat is never cancelled.
-            run.services.observer.on_finished(run, path)
+            observer.on_finished(run, path)
     except Exception as exc:  # noqa: BLE001 - a step may fail with anything
         return await _judge(run, path, step, exc, attempt)
     try:
@@ -495,7 +495,10 @@ async def _call(run: Run, path: str, step: Step) -> Any:
             problem = find_misused_result(step.operation, result)
         else:
             awaitable = step.fn(*step.args)
-            problem = find_misused_result(step.operation, awaitable)
+            # The usual case is told without a call.
+            problem = None
+            if type(awaitable) is not types.CoroutineType:
+                problem = find_misused_result(step.operation, awaitable)
             if problem is None:
                 result = await awaitable
     except Exception:
@@ -575,10 +578,22 @@ def _draft(
     run: Run, place: Place, path: str, step: Step, made: _Made, *, attempt: int, started_at: float
 ) -> tuple[InstanceRecord, ...]:
     """Return what is to be made durable of what an attempt made of the step. The last record is the step's own."""
+    if isinstance(made, _Returned):
+        # The usual case, without the cost of a call that takes any facts of any record.
+        beginnings = run.draft_beginnings(step.operation, place)
+        completed = StepCompleted(
+            instance=run.journal.started.instance,
+            seq=run.ledger.next_seq(),
+            at=run.services.clock.now(),
+            path=path,
+            value=made.encoded,
+            started_at=started_at,
+            attempt=attempt,
+            status=run.take_status(),
+        )
+        return (*beginnings, completed) if beginnings else (completed,)
     common = {"path": path, "started_at": started_at, "attempt": attempt}
     match made:
-        case _Returned(encoded, _):
-            return run.draft(step.operation, place, StepCompleted, value=encoded, **common)
         case _Retrying(info, delay_s):
             due = run.services.clock.now() + delay_s
             return run.draft(step.operation, place, AttemptFailed, error=info, next_attempt_at=due, **common)

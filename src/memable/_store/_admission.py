@@ -7,9 +7,8 @@ sequence number, and no two instances the same name.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import attrs
 
@@ -27,28 +26,35 @@ _Name = tuple[str, str]
 "Workflow and instance id."
 
 
-class _Phase(enum.Enum):
-    """What may follow an instance's newest record."""
+# What may follow an instance's newest record. Numbers, and no enum: they are used for each record.
+_OPEN = 0
+"Anything but a retirement."
+_ENDED = 1
+"A resume or a retirement."
+_RETIRED = 2
+"Nothing."
 
-    OPEN = enum.auto()
-    "Anything but a retirement."
-    ENDED = enum.auto()
-    "A resume or a retirement."
-    RETIRED = enum.auto()
-    "Nothing."
-
-
-_PHASES: dict[type[InstanceRecord], _Phase] = {
-    InstanceCompleted: _Phase.ENDED,
-    InstanceFailed: _Phase.ENDED,
-    InstanceCancelled: _Phase.ENDED,
-    InstanceRetired: _Phase.RETIRED,
+_PHASES: dict[type[InstanceRecord], int] = {
+    InstanceCompleted: _ENDED,
+    InstanceFailed: _ENDED,
+    InstanceCancelled: _ENDED,
+    InstanceRetired: _RETIRED,
 }
 "The phase that a record puts its instance into, if that is not OPEN."
 
 
-_Newest = tuple[int, _Phase]
-"Of an instance's newest record, written or queued, the sequence number and what may follow it. Made for each record."
+_Newest: TypeAlias = int
+"""
+Of an instance's newest record, written or queued, the sequence number and, in the two lowest bits, the phase.
+
+One number: thousands of records may be on their way, and the garbage collector would look at each pair again and again.
+"""
+_PHASE_BITS = 2
+_PHASE = 3
+
+
+def _newest_of(record: InstanceRecord) -> _Newest:
+    return record.seq << _PHASE_BITS | _PHASES.get(type(record), _OPEN)
 
 
 class DurableInstances(Protocol):
@@ -101,7 +107,7 @@ class Admission:
                 self._queued_names[record.workflow, record.instance_id] = record.instance
             else:
                 _check_next(record, self._newest(record.instance))
-            self._queued[record.instance] = (record.seq, _PHASES.get(type(record), _Phase.OPEN))
+            self._queued[record.instance] = _newest_of(record)
             return
         queued: dict[int, _Newest] = {}
         names: dict[_Name, int] = {}
@@ -112,7 +118,7 @@ class Admission:
                 names[record.workflow, record.instance_id] = number
             else:
                 _check_next(record, queued.get(number) or self._newest(number))
-            queued[number] = (record.seq, _PHASES.get(type(record), _Phase.OPEN))
+            queued[number] = _newest_of(record)
         self._queued |= queued
         self._queued_names |= names
 
@@ -128,7 +134,7 @@ class Admission:
         """
         number = record.instance
         queued = self._queued.get(number)
-        if queued is not None and queued[0] == record.seq:
+        if queued is not None and queued >> _PHASE_BITS == record.seq:
             del self._queued[number]
         if type(record) is InstanceStarted:
             name = (record.workflow, record.instance_id)
@@ -142,7 +148,7 @@ class Admission:
         newest = self._durable.newest(number)
         if newest is None:
             raise ValueError(f"there is no instance {number}")
-        return newest[0], _Phase.ENDED if newest[1] else _Phase.OPEN
+        return newest[0] << _PHASE_BITS | (_ENDED if newest[1] else _OPEN)
 
     def _check_start(self, record: InstanceStarted, queued: dict[int, _Newest], names: dict[_Name, int]) -> None:
         """Check a start behind those of its own batch."""
@@ -155,20 +161,20 @@ class Admission:
         if record.seq != 1:
             raise ValueError(f"the first record of instance {number} has sequence number {record.seq}, not 1")
         holder = names.get(name) or self._queued_names.get(name) or self._durable.number_of(*name)
-        if holder is not None and (queued.get(holder) or self._newest(holder))[1] is not _Phase.RETIRED:
+        if holder is not None and (queued.get(holder) or self._newest(holder)) & _PHASE != _RETIRED:
             raise ValueError(f"workflow {name[0]!r} has an instance {name[1]!r} already")
 
 
 def _check_next(record: InstanceRecord, newest: _Newest) -> None:
     """Check that a record may follow the newest one of its instance."""
     number = record.instance
-    seq, phase = newest
-    if phase is _Phase.RETIRED:
+    seq, phase = newest >> _PHASE_BITS, newest & _PHASE
+    if phase == _RETIRED:
         raise ValueError(f"instance {number} was retired, so no {record.kind} record can follow")
     if record.seq != seq + 1:
         raise ValueError(f"record {record.seq} of instance {number} cannot follow its record {seq}")
     if type(record) is InstanceRetired:
-        if phase is _Phase.OPEN:
+        if phase == _OPEN:
             raise ValueError(f"instance {number} has not ended, so it cannot be retired")
-    elif phase is _Phase.ENDED and type(record) is not InstanceResumed:
+    elif phase == _ENDED and type(record) is not InstanceResumed:
         raise ValueError(f"instance {number} has ended, so no {record.kind} record can follow")

@@ -14,10 +14,12 @@ from __future__ import annotations
 import logging
 import math
 import time
+import types
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import attrs
 import outcome
@@ -28,8 +30,7 @@ from .._frames import LogState
 from .._record_json import encode_record
 from .._records import InstanceRecord, StoreClosed, StoreOpened
 from .._segments import segment
-from .._sleeping import message_for, sleep
-from .._spans import length_of
+from .._sleeping import message_for
 from ._failures import is_no_room, storage_error
 from ._index import HeaderIndex
 from ._patience import WAIT_S, Manner, Patience
@@ -45,7 +46,8 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_WAITED_BYTES = 256 * 1024
 
 
-#: Nobody may turn away from an append: its records are on their way.
+#: For a task that waits for its append. Nobody may turn away from that: its records are on their way.
+#: So what it is woken with is always an ``outcome.Value``, and one of these may wake many.
 _COMMITTED = message_for(refuse_to_abort)
 
 
@@ -96,7 +98,7 @@ class Committer:
     checksum: int | None = attrs.field(init=False)
     "That of the last segment up to there, if it is known."
     appended_bytes: int = attrs.field(default=0, init=False)
-    "About how much was appended so far."
+    "How much was appended so far."
     _next_batch: int = attrs.field(init=False)
     _newest_at: float = attrs.field(init=False)
 
@@ -131,8 +133,10 @@ class Committer:
                 problem="this is a forked child, and the store belongs to its parent; open another store here",
             )
 
+    # A generator, which sleeps without one below it: thousands of tasks may wait for one sync.
     @trio.lowlevel.enable_ki_protection
-    async def append(self, records: Sequence[InstanceRecord]) -> None:
+    @types.coroutine
+    def append(self, records: Sequence[InstanceRecord]) -> Generator[Any, Any, None]:
         """
         Make *records* durable, all or none of them. See the protocol ``OpenStore``.
         """
@@ -142,19 +146,19 @@ class Committer:
         task = trio.lowlevel.current_task()
         self._enqueue(records, task)
         if self._is_busy:
-            failure: BaseException | None = await sleep(_COMMITTED)
+            failure: BaseException | None = (yield _COMMITTED).value
         else:
             self._is_busy = True
             self._beginner = task
             began = time.perf_counter()
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            yield from trio.lowlevel.cancel_shielded_checkpoint()  # noqa: ASYNC105 - how a generator awaits
             self._begin_batch(time.perf_counter() - began)
             if self._beginner is not task:
                 # Done already.
                 failure, self._beginner_failure = self._beginner_failure, None
             else:
                 self._beginner = None
-                failure = await sleep(_COMMITTED)
+                failure = (yield _COMMITTED).value
         if failure is not None:
             if not isinstance(failure, Exception):
                 # Raised by a handler of a signal, while the event loop wrote: somebody wants to end the program.
@@ -162,12 +166,21 @@ class Committer:
             raise self._failed(failure)
 
     def _enqueue(self, records: Sequence[InstanceRecord], task: trio.lowlevel.Task) -> None:
-        texts = list(map(encode_record, records))
-        self._index.admit(records)
-        self._records += records
-        self._texts += texts
-        self._counts.append(len(texts))
-        self._sizes.append(sum(map(len, texts)))
+        if len(records) == 1:
+            # The usual case.
+            text = encode_record(records[0])
+            self._index.admit(records)
+            self._records.append(records[0])
+            self._texts.append(text)
+            self._counts.append(1)
+            self._sizes.append(len(text))
+        else:
+            texts = list(map(encode_record, records))
+            self._index.admit(records)
+            self._records += records
+            self._texts += texts
+            self._counts.append(len(texts))
+            self._sizes.append(sum(map(len, texts)))
         self._tasks.append(task)
 
     async def begin(self, opened: StoreOpened) -> None:
@@ -298,7 +311,7 @@ class Committer:
             self._space.note_size(appended.sealed_size)
             self._space.add_file(segment(appended.segment), 0)
         self._space.note_size(appended.offset)
-        self.appended_bytes += sum(map(length_of, appended.spans))
+        self.appended_bytes += appended.size
         self.position, self.checksum = (appended.segment, appended.offset), appended.checksum
         self._next_batch = appended.next_batch
 

@@ -4,9 +4,9 @@ What an engine asks of a store, free of files, so that a database can stand behi
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from .._clock import Clock
 from .._header import InstanceHeader
@@ -59,7 +59,7 @@ class OpenStore(Protocol):
         """
         ...
 
-    def append(self, records: Sequence[InstanceRecord]) -> Coroutine[Any, Any, None]:
+    def append(self, records: Sequence[InstanceRecord]) -> Awaitable[None]:
         """
         Make *records* durable, all or none of them. To be awaited at once.
 

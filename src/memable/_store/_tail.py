@@ -19,7 +19,7 @@ import attrs
 from .._disk import DiskFile, write_fully
 from .._frames import LogState, Sealed, SegmentHeader, checksum_with, encode_header, frame_batch
 from .._segments import segment
-from .._spans import MAX_SEGMENT, span_of
+from .._spans import MAX_SEGMENT, spans_of
 from ._directory import put_in_place
 from ._failures import is_no_room
 from ._files import LogFiles
@@ -34,6 +34,8 @@ class Appended:
 
     spans: tuple[int, ...]
     "Of its lines."
+    size: int
+    "How many bytes those have."
     segment: int
     "The last segment."
     offset: int
@@ -121,15 +123,12 @@ class LogTail:
             raise
         if sync:
             self.sync()
-        spans: list[int] = []
-        for line in lines:
-            spans.append(span_of(self.segment, self.end, len(line)))
-            self.end += len(line)
+        spans, self.end = spans_of(self.segment, self.end, [len(line) - 1 for line in lines])
         if self.checksum is not None:
             self.checksum = checksum_with(self.checksum, lines, text, self.files.seed)
         self.next_batch += 1
         sealed_size, self._sealed_size = self._sealed_size, None
-        return Appended(tuple(spans), self.segment, self.end, self.next_batch, sealed_size, self.checksum)
+        return Appended(tuple(spans), len(text), self.segment, self.end, self.next_batch, sealed_size, self.checksum)
 
     def sync(self) -> None:
         """

@@ -7,11 +7,11 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import attrs
 import trio
@@ -282,7 +282,7 @@ class OpenFileStore:
         """
         return self._index.allocate_number()
 
-    def append(self, records: Sequence[InstanceRecord]) -> Coroutine[Any, Any, None]:
+    def append(self, records: Sequence[InstanceRecord]) -> Awaitable[None]:
         """
         Make *records* durable, all or none of them.
         """
