@@ -129,8 +129,8 @@ TAIL = _in(
     ),
     (
         "a batch is written over the one before",
-        "        spans, self.end = spans_of(",
-        "        spans, _ = spans_of(",
+        "        self.end = end\n",
+        "",
         "test_store::test_store_gives_back_what_was_appended",
     ),
     (
@@ -561,6 +561,12 @@ FRAMES = _in(
         "    return crc32(store_id.encode())\n",
         "    return 0\n",
         "test_frames::test_line_of_another_store_is_not_believed",
+    ),
+    (
+        "what is in parts is checked but for its last part",
+        "part, before), text, crc32",
+        "part, before), text[:-1], crc32",
+        "test_frames::test_lines_in_parts_are_the_same",
     ),
     (
         "a header's checksum is ignored",

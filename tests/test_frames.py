@@ -25,6 +25,7 @@ from memable._frames import (
 )
 from memable._record_json import decode_record, encode_record
 from memable._records import Record
+from memable._texts import LONG_BYTES, Text, join_short, size_of
 from strategies import records
 
 STORE_ID = "0123456789abcdef" * 2
@@ -43,17 +44,43 @@ def test_batch_round_trips(batch: list[Record], session: int, number: int):
     assert [line and decode_record(line.text) for line in parsed] == batch
 
 
-@given(
-    st.lists(
-        st.one_of(st.just(b"1"), st.integers(30_000, 40_000).map(lambda size: b"7" * size)), min_size=1, max_size=4
-    ),
-    st.integers(0, 2**32 - 1),
-)
-def test_checksum_with_a_batch_is_that_of_all_bytes(texts: list[bytes], checksum: int):
+#: Texts of records, short and long, whole and in parts.
+sizes = st.sampled_from([1, 2, LONG_BYTES - 1, LONG_BYTES, LONG_BYTES + 1])
+pieces = sizes.map(lambda size: b"7" * size)
+texts_of_all_sizes = st.lists(pieces | st.lists(pieces, min_size=1, max_size=3).map(tuple), min_size=1, max_size=4)
+
+
+def whole(text: Text) -> bytes:
+    return text if isinstance(text, bytes) else b"".join(text)
+
+
+@given(texts_of_all_sizes)
+def test_lines_in_parts_are_the_same(texts: list[Text]):
+    """A record whose text is in parts gives the same line as one whose text is not, with the long ones as they are."""
+    lines = frame_batch(SEED, 3, 17, texts)
+    assert [*map(whole, lines)] == frame_batch(SEED, 3, 17, [*map(whole, texts)])
+    assert [*map(size_of, lines)] == [len(whole(line)) for line in lines]
+    for text, line in zip(texts, lines, strict=True):
+        assert not isinstance(text, tuple) or all(any(part is kept for kept in line) for part in text)
+
+
+@given(texts_of_all_sizes)
+def test_only_short_parts_are_joined(texts: list[Text]):
+    """What is written of a batch are its bytes in their order; what is long is not copied, and what is short is."""
+    lines = frame_batch(SEED, 3, 17, texts)
+    parts = join_short(lines)
+    assert b"".join(parts) == b"".join(map(whole, lines))
+    long = [part for text in texts if isinstance(text, tuple) for part in text if len(part) >= LONG_BYTES]
+    assert [part for part in parts if any(part is one for one in long)] == long
+    assert len(parts) <= 2 * len(long) + 1
+
+
+@given(texts_of_all_sizes, st.integers(0, 2**32 - 1))
+def test_checksum_with_a_batch_is_that_of_all_bytes(texts: list[Text], checksum: int):
     """However long the lines are: those that are long are not gone through again."""
     lines = frame_batch(SEED, 3, 17, texts)
-    text = b"".join(lines)
-    assert checksum_with(checksum, lines, text, SEED) == crc32(text, checksum)
+    parts = join_short(lines)
+    assert checksum_with(checksum, lines, parts, SEED) == crc32(b"".join(parts), checksum)
 
 
 def test_line_is_readable():

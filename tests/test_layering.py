@@ -47,6 +47,7 @@ LEVELS = {
         "_values._shapes",
         "_values._codec",
         "_values",
+        "_texts",
         "_record_json",
         "_spans",
         "_segments",

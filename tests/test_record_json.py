@@ -12,8 +12,9 @@ from cattrs import Converter
 from hypothesis import given
 
 from memable._encoded import Encoded
-from memable._record_json import UnknownRecordError, decode_record, encode_record
+from memable._record_json import UnknownRecordError, decode_record, encode_parts, encode_record
 from memable._records import INSTANCE_RECORDS, STORE_RECORDS, CancelRequested, Record, StepCompleted
+from memable._texts import LONG_BYTES
 from strategies import RECORDS, records
 
 STEP = StepCompleted(
@@ -70,7 +71,20 @@ def test_value_marker_in_text_fields_does_not_confuse():
     assert decode_record(encode_record(record)) == record
 
 
-@pytest.mark.parametrize("data", [b"", b"1\n2", b"\0"])
+@pytest.mark.parametrize("size", [LONG_BYTES - 1, LONG_BYTES])
+def test_long_value_is_a_part_that_is_not_copied(size: int):
+    """The text of a record is in parts if its value is long; joined they are that text."""
+    record = attrs.evolve(STEP, value=Encoded("x", b"7" * size))
+    text = encode_parts(record)
+    if isinstance(text, bytes):
+        assert size < LONG_BYTES
+    else:
+        assert text[1] is record.value.data
+    assert encode_record(record) == (text if isinstance(text, bytes) else b"".join(text))
+    assert decode_record(encode_record(record)) == record
+
+
+@pytest.mark.parametrize("data", [b"", b"1\n2", b"\0", b"7" * LONG_BYTES + b"\n"])
 def test_value_of_several_lines_is_refused(data: bytes):
     """What is not on one line never gets into a log."""
     with pytest.raises(ValueError, match="not JSON text on one line"):

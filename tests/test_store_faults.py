@@ -389,13 +389,16 @@ def fail(fault: dict[str, Fault]) -> SimulatedDisk:
     return disk
 
 
-@pytest.mark.parametrize(("call", "written"), [("write", 1), ("sync", 3)])
-def test_what_waits_behind_a_failed_batch_is_not_written(call: str, written: int):
+@pytest.mark.parametrize(("call", "written"), [(2, 1), (4, 1), (6, 1), (7, 3)])
+def test_what_waits_behind_a_failed_batch_is_not_written(call: int, written: int):
     """Nothing is written behind a batch whose fate is unknown, though it may have been queued long before."""
     disk = SimulatedDisk()
     errors: list[StorageError] = []
+    begun = 0
 
     async def main(store: OpenStore) -> None:
+        nonlocal begun
+
         async def append(number: int) -> None:
             try:
                 await store.append([started(number), step(number, 2, b"7" * 3_000_000)])
@@ -403,14 +406,16 @@ def test_what_waits_behind_a_failed_batch_is_not_written(call: str, written: int
                 errors.append(exc)
 
         await write_three(store)
-        # Two of these make a batch.
-        disk.faults[len(disk.calls) + ("check", "size", "write", "sync").index(call)] = Fault(errno.ENOSPC)
+        # Two of these make a batch, which is written in five parts: the two values, and what is around them.
+        begun = len(disk.calls)
+        disk.faults[begun + call] = Fault(errno.ENOSPC)
         async with trio.open_nursery() as nursery:
             for number in range(2, 8):
                 await store.allocate_number()
                 nursery.start_soon(append, number)
 
     run(disk, main)
+    assert disk.calls[begun : begun + call + 1] == ["check", "size", *["write"] * 5, "sync"][: call + 1]
     assert len(errors) == 6
     assert disk.content(LOG).count(b"instance_started") == written
 

@@ -28,7 +28,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from functools import reduce
+from typing import Any, NamedTuple, TypeVar, cast, overload
 from zlib import crc32
 
 import attrs
@@ -36,6 +37,7 @@ import attrs
 from ._crc import begin_anew
 from ._errors import StoreCorruptedError, StoreVersionError
 from ._json import JSON, dumps, loads
+from ._texts import Text, size_of
 
 T = TypeVar("T")
 
@@ -59,8 +61,6 @@ _HEADER = re.compile(rb"([0-9a-f]{8}) (\{\"memable\":.*\})", re.DOTALL)
 _KEPT = re.compile(rb"([0-9a-f]{8}) (\{\"kept\":\[[0-9,]*\]\})")
 #: So many stretches are mapped in one line, so that lines stay short.
 _STRETCHES_PER_LINE = 1_000
-#: Where lines are as long as this on average, their own checksums are quicker to build on than their bytes.
-_LONG_LINE = 32 * 1024
 
 
 @attrs.frozen
@@ -284,7 +284,11 @@ def seed_of(store_id: str) -> int:
     return crc32(store_id.encode())
 
 
-def frame_batch(seed: int, session: int, batch: int, texts: Sequence[bytes]) -> list[bytes]:
+@overload
+def frame_batch(seed: int, session: int, batch: int, texts: Sequence[bytes]) -> Sequence[bytes]: ...
+@overload
+def frame_batch(seed: int, session: int, batch: int, texts: Sequence[Text]) -> Sequence[Text]: ...
+def frame_batch(seed: int, session: int, batch: int, texts: Sequence[Text]) -> Sequence[Text]:
     """
     Return a batch of records as lines, line breaks included.
 
@@ -292,36 +296,42 @@ def frame_batch(seed: int, session: int, batch: int, texts: Sequence[bytes]) -> 
         seed: What ``seed_of`` the store's id is.
         session: Number of the session.
         batch: Number of the batch: one more than that of the batch before.
-        texts: The records' JSON, in order. At least one.
+        texts: The records' JSON, in order. At least one. What is in parts gives a line in parts.
     """
-    lines: list[bytes] = []
+    lines: list[Text] = []
     last = len(texts) - 1
     # The same for all of them, which may be thousands.
     begin = b"%d.%d." % (session, batch)
     begun = crc32(begin, seed)
     for index, text in enumerate(texts):
         end = b"%d+ " % index if index < last else b"%d; " % index
-        # Joined: a large text is to be copied only once.
-        lines.append(b"".join((b"%08x " % crc32(text, crc32(end, begun)), begin, end, text, b"\n")))
+        if isinstance(text, bytes):
+            lines.append(b"".join((b"%08x " % crc32(text, crc32(end, begun)), begin, end, text, b"\n")))
+        else:
+            checksum = reduce(lambda before, part: crc32(part, before), text, crc32(end, begun))
+            lines.append((b"%08x %b%b" % (checksum, begin, end), *text, b"\n"))
     return lines
 
 
-def checksum_with(checksum: int, lines: Sequence[bytes], text: bytes, seed: int) -> int:
+def checksum_with(checksum: int, lines: Sequence[Text], parts: Sequence[bytes], seed: int) -> int:
     """
     Return the checksum of a segment's bytes with a batch behind them.
 
     Args:
         checksum: The CRC-32 of what is there already.
         lines: What ``frame_batch`` made.
-        text: The same, joined.
+        parts: The same bytes, as they are written.
         seed: What ``seed_of`` the store's id is.
     """
-    if len(text) < _LONG_LINE * len(lines):
-        return crc32(text, checksum)
+    if len(parts) == 1:
+        return crc32(parts[0], checksum)
     for line in lines:
+        if isinstance(line, bytes):
+            checksum = crc32(line, checksum)
+            continue
         # All but its own digits has been gone through once, which takes as long as the writing.
-        begun = crc32(line[:9], checksum)
-        checksum = crc32(b"\n", begin_anew(int(line[:8], 16), seed, begun, len(line) - 10))
+        begun = crc32(line[0][:9], checksum)
+        checksum = crc32(b"\n", begin_anew(int(line[0][:8], 16), seed, begun, size_of(line) - 10))
     return checksum
 
 

@@ -22,6 +22,7 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from ._encoded import Encoded
 from ._json import dumps, loads
 from ._records import INSTANCE_RECORDS, STORE_RECORDS, Record
+from ._texts import LONG_BYTES, Text
 
 _KIND = b'{"kind":"'
 _VALUE = b',"value":'
@@ -40,6 +41,17 @@ def encode_record(record: Record) -> bytes:
 
     Raises:
         ValueError: The record's value is not JSON text on one line.
+    """
+    text = encode_parts(record)
+    return text if isinstance(text, bytes) else b"".join(text)
+
+
+def encode_parts(record: Record) -> Text:
+    """
+    Return what `encode_record` does, in parts if the record's value is long: that is one, and is not copied.
+
+    Raises:
+        ValueError: As for `encode_record`.
     """
     return _encoder(record.kind)(record)
 
@@ -77,7 +89,7 @@ def _value_field(cls: type[Record]) -> str | None:
 
 
 @functools.cache
-def _encoder(kind: str) -> Callable[[Any], bytes]:
+def _encoder(kind: str) -> Callable[[Any], Text]:
     cls = _classes()[kind]
     field = _value_field(cls)
     overrides: dict[str, Any] = {} if field is None else {field: override(omit=True)}
@@ -91,7 +103,7 @@ def _encoder(kind: str) -> Callable[[Any], bytes]:
     begin = _KIND + kind.encode() + b'",'
     value_of: Callable[[Any], Encoded] = attrgetter(field)
 
-    def encode_with_value(record: Any) -> bytes:
+    def encode_with_value(record: Any) -> Text:
         value = value_of(record)
         data = value.data
         # Looked for as numbers, which is quicker by far.
@@ -99,7 +111,8 @@ def _encoder(kind: str) -> Callable[[Any], bytes]:
             raise ValueError(f"the value of a {kind} record is not JSON text on one line: {data[:80]!r}")
         head = head_of(record)
         head["type"] = value.type
-        # Joined: a large value is to be copied only once.
+        if len(data) >= LONG_BYTES:
+            return b"".join((begin, dumps(head)[1:-1], _VALUE)), data, b"}"
         return b"".join((begin, dumps(head)[1:-1], _VALUE, data, b"}"))
 
     return encode_with_value

@@ -27,10 +27,11 @@ import trio
 
 from .._errors import StorageError
 from .._frames import LogState
-from .._record_json import encode_record
+from .._record_json import encode_parts, encode_record
 from .._records import InstanceRecord, StoreClosed, StoreOpened
 from .._segments import segment
 from .._sleeping import message_for
+from .._texts import Text, size_of
 from ._failures import is_no_room, storage_error
 from ._index import HeaderIndex
 from ._patience import WAIT_S, Manner, Patience
@@ -78,7 +79,7 @@ class Committer:
     "How many bytes of text those are."
     _records: list[InstanceRecord] = attrs.field(factory=list[InstanceRecord], init=False)
     "Those of what is queued, in their order."
-    _texts: list[bytes] = attrs.field(factory=list[bytes], init=False)
+    _texts: list[Text] = attrs.field(factory=list[Text], init=False)
     "The same as JSON."
     _is_busy: bool = attrs.field(default=False, init=False)
     "Whether a batch is in flight or about to be."
@@ -168,19 +169,19 @@ class Committer:
     def _enqueue(self, records: Sequence[InstanceRecord], task: trio.lowlevel.Task) -> None:
         if len(records) == 1:
             # The usual case.
-            text = encode_record(records[0])
+            text = encode_parts(records[0])
             self._index.admit(records)
             self._records.append(records[0])
             self._texts.append(text)
             self._counts.append(1)
-            self._sizes.append(len(text))
+            self._sizes.append(size_of(text))
         else:
-            texts = list(map(encode_record, records))
+            texts = list(map(encode_parts, records))
             self._index.admit(records)
             self._records += records
             self._texts += texts
             self._counts.append(len(texts))
-            self._sizes.append(sum(map(len, texts)))
+            self._sizes.append(sum(map(size_of, texts)))
         self._tasks.append(task)
 
     async def begin(self, opened: StoreOpened) -> None:
@@ -283,7 +284,7 @@ class Committer:
     def _tell_state(self) -> LogState:
         return self.state
 
-    def _append(self, texts: Sequence[bytes]) -> tuple[Appended | None, Appended]:
+    def _append(self, texts: Sequence[Text]) -> tuple[Appended | None, Appended]:
         """Write a batch; return first what the beginning of the session took, if that was due."""
         begun = self._begin_session()
         tell_state = self._tell_state if begun is None else self._tell_state_begun
@@ -337,7 +338,7 @@ class Committer:
             InlineWorker().submit(job, done)
         self._patience.note(manner, time.perf_counter() - began)
 
-    def _take_batch(self) -> tuple[list[trio.lowlevel.Task], list[bytes], list[InstanceRecord], int]:
+    def _take_batch(self) -> tuple[list[trio.lowlevel.Task], list[Text], list[InstanceRecord], int]:
         """Take from the front of the queue what is written at once; return also how many bytes that is."""
         size = sum(self._sizes)
         if size <= MAX_BATCH_BYTES:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from zlib import crc32
 
 import attrs
@@ -19,7 +19,8 @@ import attrs
 from .._disk import DiskFile, write_fully
 from .._frames import LogState, Sealed, SegmentHeader, checksum_with, encode_header, frame_batch
 from .._segments import segment
-from .._spans import MAX_SEGMENT, spans_of
+from .._spans import MAX_SEGMENT, span_of, spans_of
+from .._texts import Text, join_short, size_of
 from ._directory import put_in_place
 from ._failures import is_no_room
 from ._files import LogFiles
@@ -95,7 +96,7 @@ class LogTail:
         """
         return self.is_ended or self.end >= self.segment_bytes or self.header.durability != self.durability
 
-    def append(self, texts: Sequence[bytes], tell_state: Callable[[], LogState], *, sync: bool = True) -> Appended:
+    def append(self, texts: Sequence[Text], tell_state: Callable[[], LogState], *, sync: bool = True) -> Appended:
         """
         Write a batch of records.
 
@@ -115,20 +116,28 @@ class LogTail:
         if self.is_full:
             self._begin_segment(tell_state())
         lines = frame_batch(self.files.seed, self.session, self.next_batch, texts)
-        text = b"".join(lines)
+        parts, end = join_short(lines), self.end
         try:
-            write_fully(self.file, self.end, text)
+            for part in parts:
+                write_fully(self.file, end, part)
+                end += len(part)
         except BaseException as exc:
             self._cut_back(disk_is_sound=is_no_room(exc))
             raise
         if sync:
             self.sync()
-        spans, self.end = spans_of(self.segment, self.end, [len(line) - 1 for line in lines])
+        size = end - self.end
+        if len(lines) == 1:
+            # What makes those of many quick takes longer than one.
+            spans: Iterable[int] = (span_of(self.segment, self.end, size),)
+        else:
+            spans, _ = spans_of(self.segment, self.end, [size_of(line) - 1 for line in lines])
+        self.end = end
         if self.checksum is not None:
-            self.checksum = checksum_with(self.checksum, lines, text, self.files.seed)
+            self.checksum = checksum_with(self.checksum, lines, parts, self.files.seed)
         self.next_batch += 1
         sealed_size, self._sealed_size = self._sealed_size, None
-        return Appended(tuple(spans), len(text), self.segment, self.end, self.next_batch, sealed_size, self.checksum)
+        return Appended(tuple(spans), size, self.segment, self.end, self.next_batch, sealed_size, self.checksum)
 
     def sync(self) -> None:
         """
