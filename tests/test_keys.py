@@ -5,12 +5,13 @@ What a name, a key or an instance id may be.
 from __future__ import annotations
 
 import enum
+import sys
 from typing import Any
 
 import pytest
 
 import memable
-from memable._keys import MAX_KEY_BYTES, check_key
+from memable._keys import _FORBIDDEN, MAX_KEY_BYTES, SEPARATOR, check_key
 
 
 class Color(enum.StrEnum):
@@ -94,3 +95,11 @@ def test_key_of_a_str_subclass_that_is_refused_is_kept_as_plain_text():
     with pytest.raises(memable.InvalidKeyError, match="key 'red/b' has a '/' at position 3") as caught:
         check_key("key", Color.BAD)
     assert type(caught.value.value) is str
+
+
+def test_forbidden_characters_but_the_separator_are_not_printable():
+    """
+    So a key that can be printed, and has no separator in it, has none of them.
+    """
+    forbidden = [character for character in map(chr, range(sys.maxunicode + 1)) if _FORBIDDEN.match(character)]
+    assert [character for character in forbidden if character.isprintable()] == [SEPARATOR]

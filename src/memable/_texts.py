@@ -5,7 +5,7 @@ Text on its way to a log, in parts where it is long: so that what is long is wri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 Text: TypeAlias = bytes | tuple[bytes, ...]
 "The text of a record, or a line: as it is or, if it is long, in parts of which at least one is."
@@ -21,10 +21,19 @@ def size_of(text: Text) -> int:
     return len(text) if isinstance(text, bytes) else sum(map(len, text))
 
 
+def are_whole(texts: Sequence[Text]) -> TypeGuard[Sequence[bytes]]:
+    """
+    Tell whether none of some texts is in parts.
+    """
+    return {*map(type, texts)} == {bytes}
+
+
 def join_short(texts: Sequence[Text]) -> list[bytes]:
     """
     Return the same bytes in as few parts as can be without copying what is long.
     """
+    if are_whole(texts):
+        return [b"".join(texts)]
     joined: list[bytes] = []
     short: list[bytes] = []
     for text in texts:

@@ -20,7 +20,7 @@ from .._disk import DiskFile, write_fully
 from .._frames import LogState, Sealed, SegmentHeader, checksum_with, encode_header, frame_batch
 from .._segments import segment
 from .._spans import MAX_SEGMENT, span_of, spans_of
-from .._texts import Text, join_short, size_of
+from .._texts import Text, are_whole, join_short, size_of
 from ._directory import put_in_place
 from ._failures import is_no_room
 from ._files import LogFiles
@@ -131,7 +131,8 @@ class LogTail:
             # What makes those of many quick takes longer than one.
             spans: Iterable[int] = (span_of(self.segment, self.end, size),)
         else:
-            spans, _ = spans_of(self.segment, self.end, [size_of(line) - 1 for line in lines])
+            sizes = map(len, lines) if are_whole(lines) else map(size_of, lines)
+            spans, _ = spans_of(self.segment, self.end, [size - 1 for size in sizes])
         self.end = end
         if self.checksum is not None:
             self.checksum = checksum_with(self.checksum, lines, parts, self.files.seed)
