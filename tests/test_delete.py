@@ -247,6 +247,43 @@ async def test_calls_that_meet_a_delete_on_its_way_do_not_find_the_instance(auto
         assert await (await engine.invoke(quick, "b", instance_id="i")).result() == "b"
 
 
+@pytest.mark.parametrize("name", ["state", "history", "invoke", "result"])
+async def test_delete_that_overtakes_a_call_comes_wholly_before_it(name: str, place: Place, autojump_clock: object):
+    """
+    A call that has found an instance and is about to read it does not find it; an invoke begins a new one.
+    """
+    is_loading, is_removed = trio.Event(), trio.Event()
+    told: list[object] = []
+
+    async def hold(_number: int) -> None:
+        is_loading.set()
+        await is_removed.wait()
+
+    async with memable.open_engine(place.store(), workflows=[quick]) as engine:
+        await (await engine.invoke(quick, "a", instance_id="i")).result()
+    async with memable.open_engine(HookedStore(place.store(), before_load=hold), workflows=[quick]) as engine:
+
+        async def call() -> object:
+            if name == "invoke":
+                return await (await engine.invoke(quick, "b", instance_id="i")).result()
+            if name == "result":
+                return await (await engine.get(quick, "i")).result()
+            return await (engine.state if name == "state" else engine.history)(quick, "i")
+
+        async def ask() -> None:
+            try:
+                told.append(await call())
+            except memable.MemableError as error:
+                told.append(type(error))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await is_loading.wait()
+            await engine.delete(quick, "i")
+            is_removed.set()
+    assert told == ["b" if name == "invoke" else memable.InstanceNotFoundError]
+
+
 async def test_delete_that_cannot_be_recorded_is_a_storage_error(autojump_clock: object):
     """
     A store that does not take the removal stops the engine, and the instance is there in the next.

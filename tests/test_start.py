@@ -15,7 +15,7 @@ import memable
 from fanning import Work, bring_to_end, explore, result_of
 from memable import MetadataStatus
 from running import INSTANCE, ending_of
-from stores import Place
+from stores import HookedStore, Place
 from waits import P, settle
 
 CHILD = f"{INSTANCE}/start"
@@ -133,6 +133,41 @@ async def test_start_is_not_undone_when_it_is_forgotten(
         await engine.wait_all()
         assert isinstance(await engine.state(family.child, CHILD), memable.Suspended)
     assert family.work.calls == Counter("x")
+
+
+async def test_forgotten_start_meets_a_delete_of_its_child(place: Place, autojump_clock: MockClock):
+    """
+    A child that is removed while its parent, who has forgotten it, looks at it again is started anew.
+    """
+    is_loading, is_removed = trio.Event(), trio.Event()
+    numbers: list[int] = []
+
+    @memable.workflow
+    async def child(ctx: memable.Context) -> int:
+        numbers.append(len(numbers))
+        return numbers[-1]
+
+    @memable.workflow(name="w")
+    async def parent(ctx: memable.Context) -> str:
+        return await ctx.start("start", child)
+
+    async def hold(number: int) -> None:
+        # The parent's own number is 1.
+        if number == 2:
+            is_loading.set()
+            await is_removed.wait()
+
+    async with memable.open_engine(place.store(), workflows=[child, parent]) as engine:
+        assert await (await engine.invoke(parent, instance_id=INSTANCE)).result() == CHILD
+        await engine.wait_all()
+    store = HookedStore(place.store(), before_load=hold)
+    async with memable.open_engine(store, workflows=[child, parent]) as engine:
+        invocation = await engine.resume(parent, INSTANCE, forget=["start"])
+        await is_loading.wait()
+        await engine.delete(child, CHILD)
+        is_removed.set()
+        assert await invocation.result() == CHILD
+        assert await (await engine.get(child, CHILD)).result() == 1
 
 
 async def test_start_of_a_child_that_is_called_instead_is_refused(

@@ -15,6 +15,7 @@ from ._encoded import Encoded
 from ._error_info import ErrorInfo, describe_exception, rename_error
 from ._errors import (
     ChildFailedError,
+    InstanceNotFoundError,
     MisuseError,
     SerializationError,
     TypeMismatchError,
@@ -208,9 +209,14 @@ async def _start(run: Run, place: Place, call: ChildCall) -> None:
         if not call.detached:
             problem = "an earlier run has started a child instance here that lives on its own, for ctx.start"
             raise run.misuse(f"{problem}; use a new key for ctx.{call.operation}", call.path)
-        await _refuse_other_input(run, call, existing, given)
-        await run.record(call.operation, place, cls, **facts)
-        return
+        try:
+            await _refuse_other_input(run, call, existing, given)
+        except InstanceNotFoundError:
+            # Somebody has removed it meanwhile: its id is free again.
+            pass
+        else:
+            await run.record(call.operation, place, cls, **facts)
+            return
     started = InstanceStarted(
         instance=await services.store.allocate_number(),
         seq=1,

@@ -21,6 +21,7 @@ from ._errors import (
     EngineStoppedError,
     InstanceBusyError,
     InstanceConflictError,
+    InstanceNotFoundError,
     MemableError,
     MisuseError,
     SerializationError,
@@ -177,11 +178,12 @@ class Engine:
             key = self._ids.make(self._services.clock.now())
         else:
             key = check_key("instance id", instance_id)
-            found = await self._instances.find_entry(definition.name, key)
-            if found is not None:
+            while (found := await self._instances.find_entry(definition.name, key)) is not None:
                 await trio.lowlevel.checkpoint()
-                await self._refuse_other_input(definition, found, given)
-                return Invocation(self._instances, found)
+                # If somebody removes it meanwhile, its id is free again.
+                with contextlib.suppress(InstanceNotFoundError):
+                    await self._refuse_other_input(definition, found, given)
+                    return Invocation(self._instances, found)
             self._refuse_stopped("engine.invoke")
         entry = self._supervisor.new_entry(definition.name, key, None)
         await self._start(entry, given)

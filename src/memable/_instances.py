@@ -7,14 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import trio
-
 from ._entry import Entry
 from ._errors import (
     EngineStoppedError,
     InstanceNotFoundError,
     StaleRunningError,
-    StorageError,
     TypeMismatchError,
 )
 from ._journal import Journal
@@ -145,12 +142,7 @@ class Instances:
             raise StaleRunningError(workflow=entry.workflow, instance_id=entry.instance_id)
 
     async def _load_ending(self, entry: Entry) -> None:
-        try:
-            journal = await self.load(entry)
-        except KeyError:
-            # It is being removed: whoever does that says so next.
-            await trio.lowlevel.checkpoint()
-            return
+        journal = await self.load(entry)
         if journal.seq == entry.header.seq:
             entry.ending = journal.ending or journal.blocked
         # Else somebody has resumed or cancelled it meanwhile.
@@ -171,13 +163,9 @@ class Instances:
 
     async def records(self, entry: Entry) -> Sequence[InstanceRecord]:
         """
-        Return all records of an instance, oldest first.
+        Return all records of an instance, oldest first. A store that cannot be read stops the engine.
         """
-        try:
-            return await self._services.store.load(entry.header.number)
-        except StorageError as error:
-            self._supervisor.fail(error)
-            raise
+        return await self._supervisor.records(entry)
 
     async def append(self, *records: InstanceRecord) -> None:
         """

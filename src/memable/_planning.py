@@ -20,9 +20,6 @@ from ._decide import fatal_leaves
 from ._definition import Workflow
 from ._entry import Entry
 from ._error_info import describe_exception
-from ._errors import (
-    InstanceNotFoundError,
-)
 from ._instances import Instances
 from ._journal import journal_of
 from ._plan import Plan, PlanMismatch, mismatch_of
@@ -108,10 +105,7 @@ class Plans:
         self, entry: Entry, definition: Workflow[..., Any], assume: Mapping[str, object], at_unix_s: float | None
     ) -> PlannedRun:
         services = self._services
-        try:
-            records = await self._instances.records(entry)
-        except KeyError:
-            raise InstanceNotFoundError(workflow=entry.workflow, instance_id=entry.instance_id) from None
+        records = await self._instances.records(entry)
         journal = journal_of(records)
         # Whatever has ended it, it is to run again from the top.
         journal.ending = journal.compensating = journal.blocked = None

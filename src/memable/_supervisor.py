@@ -397,11 +397,23 @@ class Supervisor:
         """
         if entry.is_removed:
             raise InstanceNotFoundError(workflow=entry.workflow, instance_id=entry.instance_id)
+        return journal_of(await self.records(entry))
+
+    async def records(self, entry: Entry) -> Sequence[InstanceRecord]:
+        """
+        Return all records of an instance, oldest first. A store that cannot be read stops the engine.
+
+        Raises:
+            InstanceNotFoundError: Somebody has removed it meanwhile.
+        """
         try:
-            return journal_of(await self.services.store.load(entry.header.number))
+            return await self.services.store.load(entry.header.number)
         except StorageError as error:
             self.fail(error)
             raise
+        except KeyError:
+            # Whoever removes it is about to say so.
+            raise InstanceNotFoundError(workflow=entry.workflow, instance_id=entry.instance_id) from None
 
     async def append(self, *records: InstanceRecord) -> None:
         """
