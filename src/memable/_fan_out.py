@@ -306,6 +306,8 @@ class _FanOutWork:
 
     # Children ------------------------------------------------------------------------------------------------
 
+    # Interrupted by control-C where the nursery is left, before that is awaited, it would never be left.
+    @trio.lowlevel.enable_ki_protection
     async def _run_children(self, pending: list[Child], items: Iterator[Child]) -> None:
         limit = self._fan_out.limit
         members = _Members(self._run, math.inf if limit is None else limit)
@@ -320,7 +322,7 @@ class _FanOutWork:
                 while not self._has_ended():
                     # Before the next item is taken: there are to be no more of them than children.
                     await members.wait_room()
-                    child = next(items, None)
+                    child = _next_child(items)
                     if child is None:
                         break
                     self._outcomes.append(None)
@@ -571,6 +573,12 @@ def _most_urgent(raised: list[BaseException]) -> BaseException:
     if fatal:
         return fatal[0] if len(fatal) == 1 else BaseExceptionGroup("several children of a fan-out", fatal)
     return next((exc for exc in raised if find_code_error(exc) is not None), raised[0])
+
+
+@trio.lowlevel.disable_ki_protection
+def _next_child(items: Iterator[Child]) -> Child | None:
+    """Take the next item: code of the user's, which control-C may interrupt."""
+    return next(items, None)
 
 
 @asynccontextmanager

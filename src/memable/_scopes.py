@@ -128,6 +128,8 @@ class DurableScope:
         Never called: a durable scope cannot be entered so.
         """
 
+    # Interrupted by control-C halfway through, it could not be left any more.
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         run, place = self._run, self._place
         path: str | None = None
@@ -249,6 +251,7 @@ class DurableScope:
         else:
             self._end()
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
