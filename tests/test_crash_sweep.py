@@ -25,6 +25,7 @@ import memable
 from memable._store._protocol import Store
 from memable._testing._simulated_store import DIRECTORY, store_on
 from memable._testing._watched_disk import Call, WatchedDisk
+from memable._texts import LONG_BYTES
 from memable.testing import Crash, CrashPlan, CrashReport, SimulatedDisk, SimulatedStore, explore_crashes
 from running import ending_of
 
@@ -495,3 +496,36 @@ def test_log_cut_at_every_byte_of_its_last_batch_loses_nothing_acknowledged(tmp_
         world = copy.deepcopy(before.world)
         check_after_crash(scenario, memable.FileStore(directory, durability="os"), world)
         assert world.calls["c"] == (1 if cut == len(after.log) else 2)
+
+
+def test_long_values_are_whole_or_absent_wherever_the_process_dies():
+    """
+    A batch of values that are written in parts, before, between and behind short ones, is a batch like any other.
+    """
+
+    async def value(size: int) -> str:
+        return "x" * size
+
+    @memable.workflow
+    async def long(ctx: memable.Context) -> int:
+        sizes: list[int] = []
+
+        async def add(key: str, size: int) -> None:
+            sizes.append(len(await ctx.step(key, value, size)))
+
+        async with trio.open_nursery() as nursery:
+            for number, size in enumerate((1, LONG_BYTES, 2, 2 * LONG_BYTES)):
+                nursery.start_soon(add, f"s{number}", size)
+        await add("last", LONG_BYTES - 3)
+        return sum(sizes)
+
+    async def scenario(engine: memable.Engine) -> int:
+        return await (await engine.invoke(long, instance_id=INSTANCE)).result()
+
+    def check(total: int) -> None:
+        assert total == 4 * LONG_BYTES
+
+    report = explore_crashes(scenario, workflows=[long], check=check, points="calls")
+    assert report, report
+    assert report.is_exhaustive
+    assert len(report.schedules) > 50
