@@ -272,6 +272,8 @@ def test_journal_knows_a_wait_that_the_body_has_left():
     assert folded.waiting_paths() == []
     assert journal(AttemptFailed, (WaitAbandoned, {"path": "k"}), AttemptFailed).waiting_paths() == ["k"]
     assert journal(AttemptFailed, (WaitAbandoned, {"path": "k"}), StepCompleted).abandoned == {}
+    # Whether attempts of other steps are recorded, or were dropped, makes no difference.
+    assert journal((WaitAbandoned, {"path": "k"}), StepCompleted).abandoned == {}
 
 
 def test_journal_does_not_wait_for_a_signal_in_a_sleep():

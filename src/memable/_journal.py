@@ -266,6 +266,7 @@ class Journal:
         self.suspended = None
         if self.attempts:
             self.attempts.pop(path, None)
+        if self.abandoned:
             self.abandoned.pop(path, None)
         if self.intents:
             intent = self.intents.pop(path, None)
