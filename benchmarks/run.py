@@ -118,10 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     option(
         "--only", action="append", choices=WORKLOADS, metavar="NAME", help=f"one of {', '.join(WORKLOADS)}; repeatable"
     )
-    option("--rounds", type=int, help=f"how often each is measured (default: {ROUNDS}, with --full {FULL_ROUNDS})")
-    option("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
+    option("--rounds", type=_count, help=f"how often each is measured (default: {ROUNDS}, with --full {FULL_ROUNDS})")
+    option("--json", type=_new_file, metavar="FILE", help="write the figures to FILE, too")
     option(
-        "--dir", type=Path, default=Path(), help="measure on this directory's file system (default: the current one's)"
+        "--dir",
+        type=_directory,
+        default=Path(),
+        help="measure on this directory's file system (default: the current one's)",
     )
     option(
         "--peers", type=Path, metavar="DIR", help="where peer_environments.py made the environments of other engines"
@@ -134,6 +137,24 @@ def _parser() -> argparse.ArgumentParser:
         help=f'a database for DBOS, or "{postgres.PRIVATE}" for a server of our own (default: ${POSTGRES_VARIABLE})',
     )
     return parser
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError("at least 1")
+    return int(text)
+
+
+def _directory(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no directory {text}")
+    return Path(text)
+
+
+def _new_file(text: str) -> Path:
+    # Not found out after an hour of measuring.
+    _directory(str(Path(text).parent))
+    return Path(text)
 
 
 def _database(text: str) -> str:
