@@ -22,7 +22,7 @@ import trio
 from trio.testing import MockClock
 
 import memable
-from memable import _fan_out, _scopes
+from memable import _calls, _entry, _fan_out, _recovering, _scopes, _supervisor
 from memable._testing._scheduling import seeded_scheduling
 
 #: Behind these the interpreter looks whether a signal has come.
@@ -47,6 +47,17 @@ async def scopes(ctx: memable.Context) -> int:
     async with ctx.move_on_after("m", 2) as outer, ctx.move_on_after("n", 5):
         await ctx.sleep("z", 9)
     return 12 if outer.cancelled_caught else 0
+
+
+@memable.workflow
+async def doubles(ctx: memable.Context, number: int) -> int:
+    return await ctx.step("s", double, number)
+
+
+@memable.workflow
+async def calls(ctx: memable.Context) -> int:
+    await ctx.start("b", doubles, 1)
+    return await ctx.call("c", doubles, 6)
 
 
 @attrs.define(eq=False)
@@ -75,8 +86,16 @@ class Interrupter:
 
 
 async def bring_to_end(store: memable.InMemoryStore, workflow: memable.Workflow[[], int], max_parked: int) -> int:
-    async with memable.open_engine(store, workflows=[workflow], max_parked=max_parked) as engine:
-        return await (await engine.invoke(workflow, instance_id="i")).result()
+    with trio.fail_after(86_400):
+        return await _bring_to_end(store, workflow, max_parked)
+
+
+async def _bring_to_end(store: memable.InMemoryStore, workflow: memable.Workflow[[], int], max_parked: int) -> int:
+    async with memable.open_engine(store, workflows=[doubles], max_parked=max_parked) as engine:
+        engine.register(workflow)
+        result = await (await engine.invoke(workflow, instance_id="i")).result()
+        await engine.wait_all()
+        return result
 
 
 def run(store: memable.InMemoryStore, workflow: memable.Workflow[[], int], max_parked: int) -> int:
@@ -86,7 +105,17 @@ def run(store: memable.InMemoryStore, workflow: memable.Workflow[[], int], max_p
 # What was just about to be awaited is not, which is all right.
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize(
-    ("workflow", "module", "max_parked"), [(fans_out, _fan_out, 9), (scopes, _scopes, 9), (scopes, _scopes, 0)]
+    ("workflow", "module", "max_parked"),
+    [
+        (fans_out, _fan_out, 9),
+        (scopes, _scopes, 9),
+        (scopes, _scopes, 0),
+        (scopes, _entry, 9),
+        (scopes, _recovering, 9),
+        (scopes, _supervisor, 0),
+        (calls, _calls, 9),
+        (calls, _supervisor, 9),
+    ],
 )
 def test_control_c_at_any_moment_comes_out_as_itself_and_breaks_nothing(workflow: Any, module: Any, max_parked: int):
     """
@@ -110,6 +139,6 @@ def test_control_c_at_any_moment_comes_out_as_itself_and_breaks_nothing(workflow
         assert run(store, workflow, max_parked) == 12
         if not is_interrupted:
             break
-    assert moment > 50
+    assert moment > 10
     # Here, where those warnings do not matter.
     gc.collect()

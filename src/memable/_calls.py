@@ -191,10 +191,8 @@ def _waker(run: Run, wait: Wait) -> Callable[[], None]:
 async def _start(run: Run, place: Place, call: ChildCall) -> None:
     """Record a child instance in its parent and in its own right, whole or not at all, and let it run."""
     check_registered(run, call.path, call.definition)
-    services = run.services
     given = _encode_arguments(run, call)
     instance_id = child_instance_id(run, call.path)
-    cls, facts = call.facts()
     existing = await run.host.find_child(call.definition.name, instance_id)
     beside: list[InstanceRecord] = []
     if existing is not None and not existing.header.detached:
@@ -215,15 +213,26 @@ async def _start(run: Run, place: Place, call: ChildCall) -> None:
             # Somebody has removed it meanwhile: its id is free again.
             pass
         else:
+            cls, facts = call.facts()
             await run.record(call.operation, place, cls, **facts)
             return
+    await _record_start(run, place, call, given, beside)
+
+
+# Interrupted by control-C in between, the child would be taken for one that somebody is about to start.
+@trio.lowlevel.enable_ki_protection
+async def _record_start(
+    run: Run, place: Place, call: ChildCall, given: Encoded, beside: Sequence[InstanceRecord]
+) -> None:
+    services = run.services
+    cls, facts = call.facts()
     started = InstanceStarted(
         instance=await services.store.allocate_number(),
         seq=1,
         at=services.clock.now(),
         session=services.store.session,
         workflow=call.definition.name,
-        instance_id=instance_id,
+        instance_id=child_instance_id(run, call.path),
         input=given,
         parent=f"{run.workflow_name}/{run.instance_id}",
         detached=call.detached,

@@ -111,6 +111,7 @@ class Entry:
         """
         return self.is_live and (self.run is None or not self.run.is_suspended)
 
+    @trio.lowlevel.enable_ki_protection
     def note_change(self) -> None:
         """
         Take note that the run has changed.
@@ -119,6 +120,7 @@ class Entry:
         if self.run is not None and self._host is not None:
             self._host.update(self)
 
+    @trio.lowlevel.enable_ki_protection
     def note_settled(self) -> None:
         """
         Take note that nothing of the waiting run is on its way to the store any more.
@@ -127,6 +129,8 @@ class Entry:
             # It could not be while something was on its way.
             self.note_change()
 
+    # Interrupted by control-C halfway through, the others would not be woken any more.
+    @trio.lowlevel.enable_ki_protection
     def notify(self) -> None:
         """
         Wake all that wait for a change.
@@ -139,6 +143,7 @@ class Entry:
             for sleeper in sleepers:
                 trio.lowlevel.reschedule(sleeper.task)
 
+    @trio.lowlevel.enable_ki_protection
     def note_prepared(self) -> None:
         """
         Wake all that wait for a change but those that only wait for an end: a run is about to begin.

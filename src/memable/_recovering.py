@@ -54,6 +54,7 @@ class Recovery:
         """
         self._supervisor.begin_recovery(workflows)
 
+        @trio.lowlevel.enable_ki_protection
         async def recover() -> None:
             try:
                 # It only waits for the store; cancelled, it would leave the nursery in a group.
@@ -66,6 +67,8 @@ class Recovery:
 
         return recover
 
+    # Interrupted by control-C in between, it would be waited for for ever.
+    @trio.lowlevel.enable_ki_protection
     def start(self, workflows: Collection[str]) -> None:
         """
         Recover in a task of its own.

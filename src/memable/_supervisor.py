@@ -427,6 +427,7 @@ class Supervisor:
 
     # Cancelling ----------------------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def cancel_child(self, entry: Entry, reason: str) -> None:
         """
         Cancel a child instance, and wait until it has ended, or cannot by itself.
@@ -570,6 +571,7 @@ class Supervisor:
                 if child is not None and not child.header.status.is_terminal:
                     nursery.start_soon(self._cancel_quietly, child, reason)
 
+    @trio.lowlevel.enable_ki_protection
     async def _cancel_quietly(self, child: Entry, reason: str) -> None:
         # That the store has failed is known already: the engine stops by it.
         with suppress(StorageError):
@@ -595,6 +597,7 @@ class Supervisor:
         """
         self._recovering.append(workflows)
 
+    @trio.lowlevel.enable_ki_protection
     def end_recovery(self, workflows: Collection[str]) -> None:
         """
         Take note that all of them run.
@@ -638,6 +641,7 @@ class Supervisor:
         for scope in self._own_scopes:
             scope.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     def start_task(self, task: Callable[[], Awaitable[None]]) -> None:
         """
         Start a task of the engine's own, which ends by itself.
@@ -693,12 +697,15 @@ class Supervisor:
         self.halt()
         await self.wait_ended()
 
+    # Interrupted by control-C, what it counts would be waited for for ever.
+    @trio.lowlevel.enable_ki_protection
     def start_work(self, work: Callable[[], Awaitable[object]]) -> None:
         """
         Bring something to its end in a task of the engine's own, whatever becomes of the caller.
         """
         self._pending_work += 1
 
+        @trio.lowlevel.enable_ki_protection
         async def bring_to_end() -> None:
             try:
                 # It ends when the engine halts; cancelled, it would leave the nursery in a group.
@@ -755,6 +762,7 @@ class Supervisor:
             self._changed = trio.Event()
         await self._changed.wait()
 
+    @trio.lowlevel.enable_ki_protection
     def _notify(self) -> None:
         if self._changed is not None:
             self._changed.set()
